@@ -1,0 +1,36 @@
+//! Every bound on a count or a length, with its reason; checked before anything is allocated.
+
+/// App bytes in one blob; larger content belongs in chunks.
+pub const MAX_APP_BYTES: usize = 1 << 20;
+/// An envelope: app bytes, worst-case padding (12 %) and the header.
+pub const MAX_ENVELOPE: usize = (1 << 20) + (1 << 18);
+/// A frame: several envelopes of the largest size, or thousands of small ones.
+pub const MAX_FRAME: usize = 4 << 20;
+/// Envelopes in one frame: keeps the work between two acknowledgements short.
+pub const MAX_FRAME_ENVELOPES: usize = 4096;
+/// Bytes of envelopes a sender puts in one frame before it starts the next.
+pub const FRAME_BYTES_TARGET: usize = 512 << 10;
+/// A charter: one author's keys and a few numbers.
+pub const MAX_CHARTER: usize = 2 << 10;
+/// A membership operation: one author's keys and a few hashes.
+pub const MAX_OPERATION: usize = 8 << 10;
+/// Admissions between the founder and an author; longer chains are admitted anew.
+pub const MAX_TOKEN: usize = 64;
+/// Membership envelopes an operation names as seen: the tips of a graph that rarely has more than a few.
+pub const MAX_SEEN: usize = 64;
+/// Ranges of numbers named per feed; claiming less than is held is always safe.
+pub const MAX_RANGES: usize = 64;
+/// Feeds named in one `have`: some authors for each of 500 members.
+pub const MAX_FEEDS: usize = 4096;
+/// Addresses of one device.
+pub const MAX_ADDRESSES: usize = 16;
+/// Characters (bytes) of an address, an error text or a name.
+pub const MAX_TEXT: usize = 256;
+/// Bytes of a device's or member's name.
+pub const MAX_NAME: usize = 64;
+/// Ranges in one WANT.
+pub const MAX_WANTS: usize = 1024;
+/// Bytes of the epochs sealed for a newcomer: 4096 epochs, three centuries of monthly rotations.
+pub const MAX_EPOCHS_SEALED: usize = 512 << 10;
+/// Nested containers a reader skips over in fields it does not know.
+pub const MAX_DEPTH: usize = 16;

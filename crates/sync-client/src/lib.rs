@@ -1,0 +1,3 @@
+//! sync-client.
+
+pub mod home;

@@ -1,0 +1,185 @@
+//! What is held of a feed: ranges of numbers, the head, and where it forks.
+
+use sync_types::bounds::MAX_RANGES;
+use sync_types::{AuthorId, EnvelopeHash, FeedHave, Number, Range};
+
+/// A set of numbers kept as ranges, ascending and never touching.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RangeSet {
+    ranges: Vec<Range>,
+}
+
+impl RangeSet {
+    /// The set of all numbers in some ranges.
+    pub fn from_ranges(ranges: impl IntoIterator<Item = Range>) -> Self {
+        let mut ranges: Vec<Range> = ranges.into_iter().collect();
+        ranges.sort_unstable();
+        let mut set = Self::default();
+        for range in ranges {
+            set.append(range);
+        }
+        set
+    }
+
+    /// Adds a range that starts no earlier than the last one does.
+    fn append(&mut self, range: Range) {
+        match self.ranges.last_mut() {
+            Some(last) if range.first.0 <= last.last.0.saturating_add(1) => last.last = last.last.max(range.last),
+            _ => self.ranges.push(range),
+        }
+    }
+
+    /// Adds a number; false if it was there.
+    pub fn insert(&mut self, number: Number) -> bool {
+        let at = self.ranges.partition_point(|range| range.last < number);
+        if self.ranges.get(at).is_some_and(|range| range.first <= number) {
+            return false;
+        }
+        let joins_next = self.ranges.get(at).is_some_and(|next| next.first.0 == number.0.saturating_add(1));
+        let joins_last = at > 0 && self.ranges[at - 1].last.0.saturating_add(1) == number.0;
+        match (joins_last, joins_next) {
+            (true, true) => {
+                self.ranges[at - 1].last = self.ranges[at].last;
+                self.ranges.remove(at);
+            }
+            (true, false) => self.ranges[at - 1].last = number,
+            (false, true) => self.ranges[at].first = number,
+            (false, false) => self.ranges.insert(at, Range { first: number, last: number }),
+        }
+        true
+    }
+
+    /// Takes a number out; false if it was not there.
+    pub fn remove(&mut self, number: Number) -> bool {
+        let at = self.ranges.partition_point(|range| range.last < number);
+        let Some(range) = self.ranges.get(at).copied().filter(|range| range.contains(number)) else {
+            return false;
+        };
+        self.ranges.remove(at);
+        if number < range.last {
+            self.ranges.insert(at, Range { first: Number(number.0 + 1), last: range.last });
+        }
+        if range.first < number {
+            self.ranges.insert(at, Range { first: range.first, last: Number(number.0 - 1) });
+        }
+        true
+    }
+
+    /// Whether a number is in the set.
+    #[must_use]
+    pub fn contains(&self, number: Number) -> bool {
+        let at = self.ranges.partition_point(|range| range.last < number);
+        self.ranges.get(at).is_some_and(|range| range.first <= number)
+    }
+
+    /// The ranges, ascending.
+    #[must_use]
+    pub fn ranges(&self) -> &[Range] {
+        &self.ranges
+    }
+
+    /// The highest number.
+    #[must_use]
+    pub fn highest(&self) -> Option<Number> {
+        self.ranges.last().map(|range| range.last)
+    }
+
+    /// The numbers lacking below the highest.
+    #[must_use]
+    pub fn gaps(&self) -> Vec<Range> {
+        let mut next = 1;
+        let mut gaps = Vec::new();
+        for range in &self.ranges {
+            if range.first.0 > next {
+                gaps.push(Range { first: Number(next), last: Number(range.first.0 - 1) });
+            }
+            next = range.last.0.saturating_add(1);
+        }
+        gaps
+    }
+}
+
+/// What is held of one feed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeedState {
+    /// The numbers.
+    pub held: RangeSet,
+    /// Hash of the highest envelope held.
+    pub head: EnvelopeHash,
+    /// Lowest number with two known hashes: there the feed is closed.
+    pub fork: Option<Number>,
+}
+
+impl Default for FeedState {
+    fn default() -> Self {
+        Self { held: RangeSet::default(), head: EnvelopeHash::NONE, fork: None }
+    }
+}
+
+impl FeedState {
+    /// What a replica says it holds; of more than [`MAX_RANGES`] ranges the highest, since claiming less is safe.
+    #[must_use]
+    pub fn have(&self, author: AuthorId, digest: [u8; 32]) -> FeedHave {
+        let ranges = self.held.ranges();
+        let ranges = ranges[ranges.len().saturating_sub(MAX_RANGES)..].to_vec();
+        FeedHave { author, ranges, head: self.head, fork: self.fork, digest }
+    }
+}
+
+/// What two replicas compare of a forked feed: BLAKE3 over the sorted hashes held from the fork on.
+#[must_use]
+pub fn fork_digest(mut hashes: Vec<EnvelopeHash>) -> [u8; 32] {
+    hashes.sort_unstable();
+    let mut hasher = blake3::Hasher::new();
+    for hash in &hashes {
+        hasher.update(&hash.0);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(steps: &[(bool, u64)]) -> Result<(), TestCaseError> {
+        let mut set = RangeSet::default();
+        let mut model = BTreeSet::new();
+        for &(add, number) in steps {
+            if add {
+                prop_assert_eq!(set.insert(Number(number)), model.insert(number));
+            } else {
+                prop_assert_eq!(set.remove(Number(number)), model.remove(&number));
+            }
+            prop_assert!(set.ranges().windows(2).all(|pair| pair[0].last.0 + 1 < pair[1].first.0));
+        }
+        for number in 1..40 {
+            prop_assert_eq!(set.contains(Number(number)), model.contains(&number));
+            let lacking = set.gaps().iter().any(|gap| gap.contains(Number(number)));
+            let below = model.last().is_some_and(|&highest| number < highest);
+            prop_assert_eq!(lacking, below && !model.contains(&number));
+        }
+        prop_assert_eq!(RangeSet::from_ranges(set.ranges().iter().rev().copied()), set);
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn a_range_set_is_a_set(steps in proptest::collection::vec((any::<bool>(), 1u64..40), 0..120)) {
+            check(&steps)?;
+        }
+    }
+
+    #[test]
+    fn the_largest_number_does_not_overflow() {
+        let mut set = RangeSet::default();
+        assert!(set.insert(Number(u64::MAX)));
+        assert!(set.insert(Number(u64::MAX - 1)));
+        assert!(!set.insert(Number(u64::MAX)));
+        assert_eq!(set.gaps(), vec![Range { first: Number(1), last: Number(u64::MAX - 2) }]);
+        assert!(set.remove(Number(u64::MAX)));
+    }
+}

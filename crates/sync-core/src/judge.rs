@@ -1,0 +1,298 @@
+//! Judges arriving envelopes: which count, which are known, which are refused, and where a feed forks.
+//!
+//! An envelope counts if its sender is admitted and its own signature verifies or a valid later envelope's chain reaches it.
+//! A contiguous run therefore costs one signature check and a hash per entry.
+//! One that is refused because nothing vouches for it yet leaves a gap, and is asked for again.
+
+use std::collections::HashMap;
+
+use sync_crypto::author::{SignPurpose, verify};
+use sync_types::{AuthorId, Class, Envelope, EnvelopeHash, FormatError, GroupId, Number};
+
+use crate::membership::{Membership, MembershipError};
+
+/// What is stored at a number of a feed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldEnvelope {
+    /// The envelope's hash.
+    pub hash: EnvelopeHash,
+    /// The hash it names as its previous one.
+    pub previous: EnvelopeHash,
+}
+
+/// What a judge needs to know about what is stored.
+pub trait Held {
+    /// Why it could not be read.
+    type Error;
+
+    /// The highest number stored of a feed.
+    fn highest(&mut self, author: &AuthorId) -> Result<Option<Number>, Self::Error>;
+
+    /// Everything stored at a number, more than one at a fork.
+    fn at(&mut self, author: &AuthorId, number: Number) -> Result<Vec<HeldEnvelope>, Self::Error>;
+}
+
+/// Why an envelope is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The bytes are no envelope.
+    #[error("not an envelope: {0}")]
+    Malformed(#[from] FormatError),
+    /// It belongs to another group.
+    #[error("envelope of another group {0:?}")]
+    WrongGroup(GroupId),
+    /// Neither its own signature nor a later envelope vouches for it.
+    #[error("signature of envelope {number} by {author:?} does not verify")]
+    Unsigned {
+        /// The author it names.
+        author: AuthorId,
+        /// Its number.
+        number: Number,
+    },
+    /// Its sender does not belong to the group.
+    #[error("author {0:?} is not admitted")]
+    NotAdmitted(AuthorId),
+    /// A membership envelope that is none.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+}
+
+/// An envelope that counts.
+#[derive(Debug)]
+pub struct Accepted<'a> {
+    /// The envelope.
+    pub envelope: Envelope<'a>,
+    /// Its hash.
+    pub hash: EnvelopeHash,
+    /// The lowest number that it shows to have two hashes.
+    pub fork: Option<Number>,
+}
+
+/// The verdict on a batch.
+#[derive(Debug, Default)]
+pub struct Judged<'a> {
+    /// New envelopes that count, in the order of the batch.
+    pub accepted: Vec<Accepted<'a>>,
+    /// Envelopes that are stored already.
+    pub duplicates: usize,
+    /// Refused envelopes by their index in the batch.
+    pub refused: Vec<(usize, Refusal)>,
+}
+
+struct Candidate<'a> {
+    index: usize,
+    envelope: Envelope<'a>,
+    hash: EnvelopeHash,
+    valid: Option<bool>,
+}
+
+struct Batch<'a, 'h, H> {
+    candidates: Vec<Candidate<'a>>,
+    places: HashMap<(AuthorId, Number), Vec<usize>>,
+    held: &'h mut H,
+    highest: HashMap<AuthorId, Option<Number>>,
+}
+
+/// Judges a batch against what is stored, and lets `membership` take in the operations among it.
+pub fn judge<'a, H: Held>(
+    group: &GroupId,
+    membership: &mut Membership,
+    held: &mut H,
+    batch: &'a [Vec<u8>],
+) -> Result<Judged<'a>, H::Error> {
+    let mut judged = Judged::default();
+    let mut work = Batch { candidates: Vec::new(), places: HashMap::new(), held, highest: HashMap::new() };
+    for (index, bytes) in batch.iter().enumerate() {
+        match Envelope::parse(bytes) {
+            Err(error) => judged.refused.push((index, error.into())),
+            Ok(envelope) if envelope.header.group != *group => {
+                judged.refused.push((index, Refusal::WrongGroup(envelope.header.group)));
+            }
+            Ok(envelope) => judged.duplicates += usize::from(!work.add(index, envelope)?),
+        }
+    }
+    let mut verdicts = vec![None; work.candidates.len()];
+    work.judge_membership(membership, &mut verdicts)?;
+    for (at, verdict) in verdicts.iter_mut().enumerate() {
+        if verdict.is_none() {
+            *verdict = Some(work.judge_content(at, membership)?);
+        }
+    }
+    work.finish(verdicts, judged)
+}
+
+type Verdict = Result<(), Refusal>;
+
+impl<'a, H: Held> Batch<'a, '_, H> {
+    /// Takes in an envelope unless it is known.
+    fn add(&mut self, index: usize, envelope: Envelope<'a>) -> Result<bool, H::Error> {
+        let hash = envelope.hash();
+        let place = (envelope.header.sender, envelope.header.number);
+        let twice = self.places.get(&place).is_some_and(|at| at.iter().any(|&at| self.candidates[at].hash == hash));
+        if twice || self.stored(place.0, place.1)?.iter().any(|stored| stored.hash == hash) {
+            return Ok(false);
+        }
+        self.places.entry(place).or_default().push(self.candidates.len());
+        self.candidates.push(Candidate { index, envelope, hash, valid: None });
+        Ok(true)
+    }
+
+    /// What is stored at a number; above the highest the store is not asked.
+    fn stored(&mut self, author: AuthorId, number: Number) -> Result<Vec<HeldEnvelope>, H::Error> {
+        let highest = match self.highest.get(&author) {
+            Some(known) => *known,
+            None => {
+                let highest = self.held.highest(&author)?;
+                self.highest.insert(author, highest);
+                highest
+            }
+        };
+        if highest.is_none_or(|highest| number > highest) {
+            return Ok(Vec::new());
+        }
+        self.held.at(&author, number)
+    }
+
+    /// Operations first, again and again while they admit someone, so that their order in the batch does not matter.
+    fn judge_membership(
+        &mut self,
+        membership: &mut Membership,
+        verdicts: &mut [Option<Verdict>],
+    ) -> Result<(), H::Error> {
+        loop {
+            let mut progress = false;
+            for (at, verdict) in verdicts.iter_mut().enumerate() {
+                if self.candidates[at].envelope.header.class != Class::Membership || matches!(verdict, Some(Ok(()))) {
+                    continue;
+                }
+                *verdict = Some(match membership.examine(&self.candidates[at].envelope) {
+                    Err(MembershipError::NotAdmitted(author)) => Err(Refusal::NotAdmitted(author)),
+                    Err(error) => Err(error.into()),
+                    Ok(_) if !self.valid(at)? => Err(self.unsigned(at)),
+                    Ok(_) => {
+                        progress = true;
+                        membership.apply(&self.candidates[at].envelope).map(|_| ()).map_err(Refusal::from)
+                    }
+                });
+            }
+            if !progress {
+                return Ok(());
+            }
+        }
+    }
+
+    fn judge_content(&mut self, at: usize, membership: &Membership) -> Result<Verdict, H::Error> {
+        let sender = self.candidates[at].envelope.header.sender;
+        if !membership.is_admitted(&sender) {
+            return Ok(Err(Refusal::NotAdmitted(sender)));
+        }
+        Ok(if self.valid(at)? { Ok(()) } else { Err(self.unsigned(at)) })
+    }
+
+    fn unsigned(&self, at: usize) -> Refusal {
+        let header = &self.candidates[at].envelope.header;
+        Refusal::Unsigned { author: header.sender, number: header.number }
+    }
+
+    /// Whether a valid later envelope or its own signature vouches for an envelope.
+    fn valid(&mut self, at: usize) -> Result<bool, H::Error> {
+        // follow the chain upwards through the batch until something is known, then settle it downwards
+        let mut chain = vec![at];
+        let mut vouched = loop {
+            let top = *chain.last().expect("BUG: the chain starts with one");
+            if let Some(valid) = self.candidates[top].valid {
+                chain.pop();
+                break valid;
+            }
+            match self.successor(top) {
+                Some(next) => chain.push(next),
+                None => break false,
+            }
+        };
+        for at in chain.into_iter().rev() {
+            vouched = vouched || self.vouched_by_stored(at)? || self.signature_verifies(at);
+            self.candidates[at].valid = Some(vouched);
+        }
+        Ok(vouched)
+    }
+
+    /// An envelope of the batch that names this one as its previous.
+    fn successor(&self, at: usize) -> Option<usize> {
+        let Candidate { envelope, hash, .. } = &self.candidates[at];
+        let next = envelope.header.number.next()?;
+        let places = self.places.get(&(envelope.header.sender, next))?;
+        let follows = |&&at: &&usize| self.candidates[at].envelope.header.previous == *hash;
+        let followers = || places.iter().filter(follows);
+        // of several the one known to be valid, so that a forged follower cannot hide a true one
+        followers().find(|&&at| self.candidates[at].valid == Some(true)).or_else(|| followers().next()).copied()
+    }
+
+    fn vouched_by_stored(&mut self, at: usize) -> Result<bool, H::Error> {
+        let Candidate { envelope, hash, .. } = &self.candidates[at];
+        let (sender, hash) = (envelope.header.sender, *hash);
+        let Some(next) = envelope.header.number.next() else { return Ok(false) };
+        Ok(self.stored(sender, next)?.iter().any(|stored| stored.previous == hash))
+    }
+
+    fn signature_verifies(&self, at: usize) -> bool {
+        let envelope = &self.candidates[at].envelope;
+        verify(&envelope.header.sender, SignPurpose::Envelope, &[envelope.signed_bytes()], envelope.signature())
+    }
+
+    fn finish(mut self, verdicts: Vec<Option<Verdict>>, mut judged: Judged<'a>) -> Result<Judged<'a>, H::Error> {
+        let verdicts: Vec<Verdict> = verdicts.into_iter().map(|v| v.expect("BUG: every candidate is judged")).collect();
+        let mut forks = Vec::with_capacity(verdicts.len());
+        for (at, verdict) in verdicts.iter().enumerate() {
+            forks.push(if verdict.is_ok() { self.fork(at, &verdicts)? } else { None });
+        }
+        for ((candidate, verdict), fork) in self.candidates.into_iter().zip(verdicts).zip(forks) {
+            let Candidate { index, envelope, hash, .. } = candidate;
+            match verdict {
+                Ok(()) => judged.accepted.push(Accepted { envelope, hash, fork }),
+                Err(refusal) => judged.refused.push((index, refusal)),
+            }
+        }
+        judged.refused.sort_by_key(|(index, _)| *index);
+        Ok(judged)
+    }
+
+    /// The lowest number that an accepted envelope shows to have two hashes.
+    fn fork(&mut self, at: usize, verdicts: &[Verdict]) -> Result<Option<Number>, H::Error> {
+        let Candidate { envelope, hash, .. } = &self.candidates[at];
+        let (sender, number, previous, hash) =
+            (envelope.header.sender, envelope.header.number, envelope.header.previous, *hash);
+        if let Some(before) = number.previous() {
+            let known = self.known_at(sender, before, verdicts)?;
+            if !known.is_empty() && known.iter().all(|known| known.hash != previous) {
+                return Ok(Some(before));
+            }
+        }
+        if self.known_at(sender, number, verdicts)?.iter().any(|known| known.hash != hash) {
+            return Ok(Some(number));
+        }
+        if let Some(next) = number.next() {
+            let known = self.known_at(sender, next, verdicts)?;
+            if known.iter().any(|known| known.previous != hash) {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Everything stored or accepted at a number.
+    fn known_at(
+        &mut self,
+        author: AuthorId,
+        number: Number,
+        verdicts: &[Verdict],
+    ) -> Result<Vec<HeldEnvelope>, H::Error> {
+        let mut known = self.stored(author, number)?;
+        let places = self.places.get(&(author, number)).map_or(&[][..], Vec::as_slice);
+        known.extend(places.iter().filter(|&&at| verdicts[at].is_ok()).map(|&at| {
+            let Candidate { envelope, hash, .. } = &self.candidates[at];
+            HeldEnvelope { hash: *hash, previous: envelope.header.previous }
+        }));
+        Ok(known)
+    }
+}

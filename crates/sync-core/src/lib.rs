@@ -1,0 +1,16 @@
+//! Pure state machines: membership, what counts, what a peer lacks, sessions and connections.
+//!
+//! Nothing here reads a clock, draws a random number or touches the world; all of that comes in as arguments.
+
+pub mod connection;
+pub mod feed;
+pub mod judge;
+pub mod membership;
+pub mod pairing;
+pub mod serve;
+pub mod session;
+
+pub use feed::{FeedState, RangeSet, fork_digest};
+pub use judge::{Accepted, Held, HeldEnvelope, Judged, Refusal, judge};
+pub use membership::{Admitted, Invited, Membership, MembershipError};
+pub use serve::{Own, Selection, knows_more_than_author};

@@ -1,0 +1,179 @@
+//! What a peer lacks: compares what it says it holds with what is held here.
+
+use std::collections::BTreeMap;
+
+use sync_types::{AuthorId, Class, EnvelopeHash, FeedHave, Number, Range, Scope};
+
+/// What a replica knows of its own feeds, for comparing.
+pub trait Own {
+    /// Why it could not be read.
+    type Error;
+
+    /// What is held of a feed.
+    fn feed(&mut self, author: &AuthorId) -> Result<Option<FeedHave>, Self::Error>;
+
+    /// Hashes held at a number, more than one at a fork.
+    fn hashes_at(&mut self, author: &AuthorId, number: Number) -> Result<Vec<EnvelopeHash>, Self::Error>;
+}
+
+/// Decides for every entry whether a peer is to be sent it.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    scope: Scope,
+    feeds: BTreeMap<AuthorId, Skip>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Skip {
+    held: Vec<Range>,
+    /// From here on the peer's ranges say nothing, because it holds another branch.
+    all_from: Option<Number>,
+    covered: Vec<Range>,
+}
+
+impl Selection {
+    /// Everything in a scope, for a peer that said nothing.
+    #[must_use]
+    pub fn everything(scope: Scope) -> Self {
+        Self { scope, feeds: BTreeMap::new() }
+    }
+
+    /// What a peer lacks that says it holds `have` and does not want `covered`.
+    pub fn new<O: Own>(scope: Scope, have: &[FeedHave], covered: &[FeedHave], own: &mut O) -> Result<Self, O::Error> {
+        let mut feeds: BTreeMap<AuthorId, Skip> = BTreeMap::new();
+        for theirs in have {
+            let all_from = diverges_from(theirs, own)?;
+            let skip = feeds.entry(theirs.author).or_default();
+            skip.held = theirs.ranges.clone();
+            skip.all_from = all_from;
+        }
+        for theirs in covered {
+            feeds.entry(theirs.author).or_default().covered = theirs.ranges.clone();
+        }
+        Ok(Self { scope, feeds })
+    }
+
+    /// Whether the peer is to be sent this entry.
+    #[must_use]
+    pub fn wanted(&self, author: &AuthorId, number: Number, class: Class) -> bool {
+        if self.scope == Scope::Membership && class == Class::Sealed {
+            return false;
+        }
+        let Some(skip) = self.feeds.get(author) else { return true };
+        if contains(&skip.covered, number) {
+            return false;
+        }
+        skip.all_from.is_some_and(|from| number >= from) || !contains(&skip.held, number)
+    }
+}
+
+/// The number from which a peer's branch of a feed may be another than ours.
+fn diverges_from<O: Own>(theirs: &FeedHave, own: &mut O) -> Result<Option<Number>, O::Error> {
+    let Some(ours) = own.feed(&theirs.author)? else { return Ok(None) };
+    if theirs.fork.is_none() && ours.fork.is_none() {
+        let Some(highest) = theirs.highest() else { return Ok(None) };
+        let hashes = own.hashes_at(&theirs.author, highest)?;
+        let other = !hashes.is_empty() && !hashes.contains(&theirs.head);
+        return Ok(other.then_some(Number(1)));
+    }
+    if theirs.fork == ours.fork && theirs.digest == ours.digest {
+        return Ok(None);
+    }
+    Ok([theirs.fork, ours.fork].into_iter().flatten().min())
+}
+
+/// Whether a peer holds more of a feed than its own author does, or something else: the author's database was rolled back.
+pub fn knows_more_than_author<O: Own>(theirs: &FeedHave, own: &mut O) -> Result<bool, O::Error> {
+    let Some(highest) = theirs.highest() else { return Ok(false) };
+    let ours = own.feed(&theirs.author)?;
+    let Some(ours_highest) = ours.as_ref().and_then(FeedHave::highest) else { return Ok(true) };
+    if highest > ours_highest {
+        return Ok(true);
+    }
+    let hashes = own.hashes_at(&theirs.author, highest)?;
+    Ok(!hashes.is_empty() && !hashes.contains(&theirs.head))
+}
+
+fn contains(ranges: &[Range], number: Number) -> bool {
+    let at = ranges.partition_point(|range| range.last < number);
+    ranges.get(at).is_some_and(|range| range.first <= number)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    struct Feed(FeedHave, EnvelopeHash);
+
+    impl Own for Feed {
+        type Error = Infallible;
+
+        fn feed(&mut self, author: &AuthorId) -> Result<Option<FeedHave>, Infallible> {
+            Ok((*author == self.0.author).then(|| self.0.clone()))
+        }
+
+        fn hashes_at(&mut self, _: &AuthorId, number: Number) -> Result<Vec<EnvelopeHash>, Infallible> {
+            Ok(if self.0.contains(number) { vec![self.1] } else { vec![] })
+        }
+    }
+
+    const AUTHOR: AuthorId = AuthorId([1; 32]);
+
+    fn have(last: u64, head: u8, fork: Option<u64>, digest: u8) -> FeedHave {
+        FeedHave {
+            author: AUTHOR,
+            ranges: vec![Range { first: Number(1), last: Number(last) }],
+            head: EnvelopeHash([head; 32]),
+            fork: fork.map(Number),
+            digest: [digest; 32],
+        }
+    }
+
+    /// Numbers of 1..=9 a peer with `theirs` is sent by a replica with `ours`, whose hash at any number is `hash`.
+    fn sent(theirs: &FeedHave, ours: FeedHave, hash: u8) -> Vec<u64> {
+        let mut own = Feed(ours, EnvelopeHash([hash; 32]));
+        let selection = Selection::new(Scope::All, std::slice::from_ref(theirs), &[], &mut own).expect("infallible");
+        (1..=9).filter(|&n| selection.wanted(&AUTHOR, Number(n), Class::Sealed)).collect()
+    }
+
+    #[test]
+    fn what_is_held_is_not_sent() {
+        assert_eq!(sent(&have(4, 7, None, 0), have(9, 9, None, 0), 7), vec![5, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn another_head_at_the_same_number_sends_the_whole_feed() {
+        assert_eq!(sent(&have(4, 8, None, 0), have(9, 9, None, 0), 7), (1..=9).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_fork_only_one_side_knows_is_sent_from_there() {
+        assert_eq!(sent(&have(9, 7, None, 0), have(9, 7, Some(6), 1), 7), vec![6, 7, 8, 9]);
+        assert_eq!(sent(&have(9, 7, Some(6), 1), have(9, 7, Some(6), 1), 7), Vec::<u64>::new());
+        assert_eq!(sent(&have(9, 7, Some(6), 2), have(9, 7, Some(5), 1), 7), vec![5, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn membership_comes_without_content_and_covered_is_never_sent() {
+        let mut own = Feed(have(9, 9, None, 0), EnvelopeHash([9; 32]));
+        let selection = Selection::new(Scope::Membership, &[], &[have(3, 0, None, 0)], &mut own).expect("infallible");
+        assert!(!selection.wanted(&AUTHOR, Number(5), Class::Sealed));
+        assert!(!selection.wanted(&AUTHOR, Number(3), Class::Membership));
+        assert!(selection.wanted(&AUTHOR, Number(4), Class::Membership));
+        assert!(selection.wanted(&AUTHOR, Number(4), Class::Rotation));
+    }
+
+    #[test]
+    fn an_author_learns_that_others_know_more() {
+        let more = |theirs: &FeedHave, hash: u8| {
+            knows_more_than_author(theirs, &mut Feed(have(4, 7, None, 0), EnvelopeHash([hash; 32])))
+                .expect("infallible")
+        };
+        assert!(!more(&have(4, 7, None, 0), 7));
+        assert!(!more(&have(3, 7, None, 0), 7));
+        assert!(more(&have(5, 9, None, 0), 7));
+        assert!(more(&have(4, 9, None, 0), 7), "same number, other bytes");
+    }
+}

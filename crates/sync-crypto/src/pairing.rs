@@ -1,0 +1,265 @@
+//! Pairing: what both sides derive from an invite's code, and how each proves to the other that it knows the code.
+//!
+//! Both the lookup id and every key come from all sixteen characters, stretched.
+//! So a rendezvous that sees the id learns nothing it could search.
+
+use std::fmt;
+use std::sync::LazyLock;
+
+use data_encoding::{Encoding, Specification};
+use rand_core::CryptoRng;
+use subtle::ConstantTimeEq;
+use sync_types::{AuthorId, InviteId, LookupId};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::author::{AuthorSecret, SignPurpose, verify};
+use crate::hazmat::kdf::{Cost, OutOfMemory, expand, stretch};
+use crate::seal::{OpenError, open_box, seal_box};
+use crate::secret::random;
+
+/// Bytes of a code: 2^80 guesses, each of which costs [`COST`].
+pub const CODE_LEN: usize = 10;
+
+/// Characters of a code without its hyphens.
+const CODE_CHARS: usize = 16;
+/// Characters between hyphens.
+const CODE_GROUP: usize = 4;
+/// Crockford's base32: no I, L, O or U.
+const ALPHABET: &str = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+const SALT: &[u8; 16] = b"syncshell/pair/1";
+/// The second choice of RFC 9106, section 4: about a fifth of a second, and a phone has the memory.
+const COST: Cost = Cost { memory_kib: 64 << 10, passes: 3, lanes: 4 };
+const RECORD: &str = "record";
+
+static BASE32: LazyLock<Encoding> = LazyLock::new(|| {
+    let mut specification = Specification::new();
+    specification.symbols.push_str(ALPHABET);
+    specification.encoding().expect("BUG: the alphabet has 32 distinct characters")
+});
+
+/// The secret of an invite, as people read it out: `XXXX-XXXX-XXXX-XXXX`.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Code([u8; CODE_LEN]);
+
+/// A text that is no code.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CodeError {
+    /// It has too many or too few characters.
+    #[error("a code has {CODE_CHARS} letters and digits, this has {got}; check that it is complete")]
+    Length {
+        /// Characters given, not counting hyphens and blanks.
+        got: usize,
+    },
+    /// A character no code has.
+    #[error("a code has no {got:?}; check that character")]
+    Character {
+        /// The character.
+        got: char,
+    },
+}
+
+impl Code {
+    /// Draws a code.
+    #[must_use]
+    pub fn make(rng: &mut impl CryptoRng) -> Self {
+        Self(random(rng))
+    }
+
+    /// Takes the bytes a link carries.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; CODE_LEN]) -> Self {
+        Self(bytes)
+    }
+
+    /// Reads what a person typed: case, hyphens and blanks do not matter, I and L are 1, O is 0.
+    ///
+    /// # Errors
+    /// When that leaves other than sixteen characters, or one outside the alphabet.
+    pub fn parse(text: &str) -> Result<Self, CodeError> {
+        let mut normalised = Zeroizing::new([0; CODE_CHARS]);
+        let mut len = 0;
+        for given in text.chars().filter(|c| *c != '-' && !c.is_whitespace()) {
+            let upper = match given.to_ascii_uppercase() {
+                'I' | 'L' => '1',
+                'O' => '0',
+                other => other,
+            };
+            let byte = u8::try_from(upper).ok().filter(|byte| ALPHABET.as_bytes().contains(byte));
+            let byte = byte.ok_or(CodeError::Character { got: given })?;
+            if let Some(place) = normalised.get_mut(len) {
+                *place = byte;
+            }
+            len += 1;
+        }
+        if len != CODE_CHARS {
+            return Err(CodeError::Length { got: len });
+        }
+        let mut bytes = [0; CODE_LEN];
+        BASE32.decode_mut(&normalised[..], &mut bytes).expect("BUG: sixteen characters of the alphabet are ten bytes");
+        Ok(Self(bytes))
+    }
+
+    /// The bytes a link carries.
+    #[must_use]
+    pub fn secret_bytes(&self) -> [u8; CODE_LEN] {
+        self.0
+    }
+
+    fn characters(&self) -> Zeroizing<[u8; CODE_CHARS]> {
+        let mut characters = Zeroizing::new([0; CODE_CHARS]);
+        BASE32.encode_mut(&self.0, &mut characters[..]);
+        characters
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, character) in self.characters().iter().enumerate() {
+            if position > 0 && position % CODE_GROUP == 0 {
+                f.write_str("-")?;
+            }
+            write!(f, "{}", char::from(*character))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Code(redacted)")
+    }
+}
+
+impl PartialEq for Code {
+    fn eq(&self, other: &Self) -> bool {
+        self.0[..].ct_eq(&other.0[..]).into()
+    }
+}
+
+impl Eq for Code {}
+
+/// Everything that derives from a code.
+#[derive(Clone)]
+pub struct InviteKeys {
+    prk: Zeroizing<[u8; 32]>,
+}
+
+impl InviteKeys {
+    /// Stretches a code: a fifth of a second and 64 MiB.
+    ///
+    /// # Errors
+    /// When the memory is not to be had.
+    pub fn derive(code: &Code) -> Result<Self, OutOfMemory> {
+        stretch(&code.characters()[..], SALT, COST).map(|prk| Self { prk })
+    }
+
+    /// Takes what [`InviteKeys::expose_prk`] gave.
+    #[must_use]
+    pub fn from_prk(prk: [u8; 32]) -> Self {
+        Self { prk: prk.into() }
+    }
+
+    /// The stretched code, for an inviter that has to outlive a restart.
+    #[must_use]
+    pub fn expose_prk(&self) -> &[u8; 32] {
+        &self.prk
+    }
+
+    /// Where a rendezvous keeps the invite's record.
+    #[must_use]
+    pub fn lookup_id(&self) -> LookupId {
+        LookupId(expand(&self.prk, "lookup"))
+    }
+
+    /// What membership entries call the invite.
+    #[must_use]
+    pub fn invite_id(&self) -> InviteId {
+        InviteId(expand(&self.prk, "invite id"))
+    }
+
+    /// Seals the record kept at a rendezvous.
+    #[must_use]
+    pub fn seal_record(&self, record: &[u8], rng: &mut impl CryptoRng) -> Vec<u8> {
+        seal_box(&self.record_key(), RECORD, self.lookup_id().as_bytes(), record, rng)
+    }
+
+    /// Opens the record kept at a rendezvous.
+    ///
+    /// # Errors
+    /// When it belongs to another invite, or was changed.
+    pub fn open_record(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, OpenError> {
+        open_box(&self.record_key(), RECORD, self.lookup_id().as_bytes(), sealed)
+    }
+
+    /// What the membership entry of the invite publishes, so that any member can check a joiner.
+    #[must_use]
+    pub fn verifier(&self) -> [u8; 32] {
+        self.invite_author().id().0
+    }
+
+    /// Proves, on the channel with this binding, that the author knows the code.
+    #[must_use]
+    pub fn prove_join(&self, binding: &[u8; 32], author: &AuthorId) -> [u8; 64] {
+        let invite = self.invite_id();
+        self.invite_author().sign(SignPurpose::Join, &join_statement(binding, &invite, author))
+    }
+
+    /// Proves, on the channel with this binding, that who sends the grant with this hash knows the code.
+    #[must_use]
+    pub fn prove_inviter(&self, binding: &[u8; 32], grant_hash: &[u8; 32]) -> [u8; 32] {
+        let key: Zeroizing<[u8; 32]> = expand(&self.prk, "inviter").into();
+        *blake3::Hasher::new_keyed(&key).update(binding).update(grant_hash).finalize().as_bytes()
+    }
+
+    /// Checks what [`InviteKeys::prove_inviter`] proves.
+    #[must_use]
+    pub fn verify_inviter(&self, binding: &[u8; 32], grant_hash: &[u8; 32], proof: &[u8; 32]) -> bool {
+        self.prove_inviter(binding, grant_hash)[..].ct_eq(&proof[..]).into()
+    }
+
+    fn record_key(&self) -> Zeroizing<[u8; 32]> {
+        expand(&self.prk, "record").into()
+    }
+
+    /// The signing key that stands for the code.
+    fn invite_author(&self) -> AuthorSecret {
+        let mut bytes = Zeroizing::new([0; crate::author::AUTHOR_SECRET_LEN]);
+        let seed: Zeroizing<[u8; 32]> = expand(&self.prk, "verifier").into();
+        bytes[..32].copy_from_slice(&seed[..]);
+        AuthorSecret::from_bytes(&bytes)
+    }
+}
+
+impl fmt::Debug for InviteKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("InviteKeys(redacted)")
+    }
+}
+
+/// Checks what [`InviteKeys::prove_join`] proves, by the verifier the membership entry of the invite names.
+#[must_use]
+pub fn verify_join(
+    verifier: &[u8; 32],
+    binding: &[u8; 32],
+    invite: &InviteId,
+    author: &AuthorId,
+    proof: &[u8; 64],
+) -> bool {
+    verify(&AuthorId(*verifier), SignPurpose::Join, &join_statement(binding, invite, author), proof)
+}
+
+/// The joiner's other proof: that it holds the author key it asks to be admitted.
+#[must_use]
+pub fn prove_author(author: &AuthorSecret, binding: &[u8; 32], invite: &InviteId) -> [u8; 64] {
+    author.sign(SignPurpose::Join, &join_statement(binding, invite, &author.id()))
+}
+
+/// Checks what [`prove_author`] proves.
+#[must_use]
+pub fn verify_author(author: &AuthorId, binding: &[u8; 32], invite: &InviteId, proof: &[u8; 64]) -> bool {
+    verify(author, SignPurpose::Join, &join_statement(binding, invite, author), proof)
+}
+
+fn join_statement<'a>(binding: &'a [u8; 32], invite: &'a InviteId, author: &'a AuthorId) -> [&'a [u8]; 3] {
+    [binding, &invite.0, &author.0]
+}

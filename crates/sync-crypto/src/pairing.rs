@@ -17,7 +17,7 @@ use crate::hazmat::kdf::{Cost, OutOfMemory, expand, stretch};
 use crate::seal::{OpenError, open_box, seal_box};
 use crate::secret::random;
 
-/// Bytes of a code: 2^80 guesses, each of which costs [`COST`].
+/// Bytes of a code: 2^80 guesses, each of which has to be stretched.
 pub const CODE_LEN: usize = 10;
 
 /// Characters of a code without its hyphens.
@@ -262,4 +262,100 @@ pub fn verify_author(author: &AuthorId, binding: &[u8; 32], invite: &InviteId, p
 
 fn join_statement<'a>(binding: &'a [u8; 32], invite: &'a InviteId, author: &'a AuthorId) -> [&'a [u8]; 3] {
     [binding, &invite.0, &author.0]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand_chacha::ChaCha20Rng;
+    use rand_core::SeedableRng;
+
+    use super::*;
+
+    fn keys() -> InviteKeys {
+        InviteKeys::from_prk([1; 32])
+    }
+
+    proptest! {
+        #[test]
+        fn a_code_is_read_back_however_it_is_written(bytes: [u8; CODE_LEN]) {
+            let code = Code::from_bytes(bytes);
+            let text = code.to_string();
+            prop_assert_eq!(text.len(), 19);
+            for written in [
+                text.clone(),
+                text.to_lowercase(),
+                text.replace('-', ""),
+                text.replace('-', " "),
+                format!("\t{text}\n"),
+                text.replace('1', "l").replace('0', "o"),
+                text.replace('1', "I").replace('0', "O"),
+            ] {
+                prop_assert_eq!(Code::parse(&written), Ok(code.clone()));
+            }
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "\\PC{0,40}") {
+            if let Ok(code) = Code::parse(&text) {
+                prop_assert_eq!(Code::parse(&code.to_string()), Ok(code));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_code_is_said() {
+        let cases = [
+            ("", CodeError::Length { got: 0 }),
+            ("0123-4567-89AB-CDE", CodeError::Length { got: 15 }),
+            ("0123-4567-89AB-CDEF-G", CodeError::Length { got: 17 }),
+            ("0123-4567-89AB-CDEU", CodeError::Character { got: 'U' }),
+            ("0123-4567-89ab-cdeu", CodeError::Character { got: 'u' }),
+            ("0123-4567-89AB-CDE\u{130}", CodeError::Character { got: '\u{130}' }),
+        ];
+        for (text, error) in cases {
+            assert_eq!(Code::parse(text), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn debug_output_shows_no_code_and_no_key() {
+        assert_eq!(format!("{:?}", Code::from_bytes([0xab; 10])), "Code(redacted)");
+        assert_eq!(format!("{:?}", keys()), "InviteKeys(redacted)");
+    }
+
+    #[test]
+    fn a_record_opens_for_its_invite_only() {
+        let sealed = keys().seal_record(&[7; 512], &mut ChaCha20Rng::from_seed([2; 32]));
+        assert_eq!(keys().open_record(&sealed).expect("own record")[..], [7; 512]);
+        assert_eq!(InviteKeys::from_prk([2; 32]).open_record(&sealed), Err(OpenError::WrongKey));
+    }
+
+    #[test]
+    fn a_joiner_proves_the_code_and_its_key_on_one_channel() {
+        let author = AuthorSecret::make(&mut ChaCha20Rng::from_seed([3; 32]));
+        let (binding, invite, verifier) = ([4; 32], keys().invite_id(), keys().verifier());
+        let proof = keys().prove_join(&binding, &author.id());
+        assert!(verify_join(&verifier, &binding, &invite, &author.id(), &proof));
+        assert!(!verify_join(&verifier, &[5; 32], &invite, &author.id(), &proof), "another channel");
+        assert!(!verify_join(&verifier, &binding, &InviteId([5; 16]), &author.id(), &proof), "another invite");
+        assert!(!verify_join(&verifier, &binding, &invite, &AuthorId([5; 32]), &proof), "another author");
+        let stranger = InviteKeys::from_prk([2; 32]);
+        let guessed = stranger.prove_join(&binding, &author.id());
+        assert!(!verify_join(&verifier, &binding, &invite, &author.id(), &guessed), "another code");
+
+        let proof = prove_author(&author, &binding, &invite);
+        assert!(verify_author(&author.id(), &binding, &invite, &proof));
+        assert!(!verify_author(&author.id(), &[5; 32], &invite, &proof));
+        assert!(!verify_join(&verifier, &binding, &invite, &author.id(), &proof), "the author's is not the code's");
+    }
+
+    #[test]
+    fn an_inviter_proves_the_code_for_one_grant_on_one_channel() {
+        let proof = keys().prove_inviter(&[4; 32], &[5; 32]);
+        assert!(keys().verify_inviter(&[4; 32], &[5; 32], &proof));
+        assert!(!keys().verify_inviter(&[6; 32], &[5; 32], &proof));
+        assert!(!keys().verify_inviter(&[4; 32], &[6; 32], &proof));
+        assert!(!InviteKeys::from_prk([2; 32]).verify_inviter(&[4; 32], &[5; 32], &proof));
+    }
 }

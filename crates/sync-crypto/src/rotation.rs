@@ -264,8 +264,7 @@ impl<'a> Rotation<'a> {
 fn read_slot<'a>(reader: &mut Reader<'a>) -> Result<Slot<'a>, FormatError> {
     let fields = reader.array("slot", SLOT_FIELDS, MAX_FIELDS)?;
     let hint = reader.fixed("hint")?;
-    let enc =
-        reader.bin("slot key", ENC_LEN)?.try_into().map_err(|_| FormatError::Malformed { field: "slot key" })?;
+    let enc = reader.bin("slot key", ENC_LEN)?.try_into().map_err(|_| FormatError::Malformed { field: "slot key" })?;
     let sealed = reader.bin("slot", SEALED_LEN)?;
     if sealed.len() != SEALED_LEN {
         return Err(FormatError::Malformed { field: "slot" });
@@ -393,4 +392,232 @@ fn grant_info(group: &GroupId) -> Vec<u8> {
 
 fn epoch_secret(bytes: &[u8]) -> Option<EpochSecret> {
     bytes.try_into().ok().map(EpochSecret::from_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand_chacha::ChaCha20Rng;
+    use rand_core::SeedableRng;
+
+    use super::*;
+
+    const GROUP: GroupId = GroupId([1; 32]);
+    const BEFORE: EpochId = EpochId { number: 4, hash: [2; 32] };
+
+    fn rng(seed: u8) -> ChaCha20Rng {
+        ChaCha20Rng::from_seed([seed; 32])
+    }
+
+    fn author(seed: u8) -> AuthorSecret {
+        AuthorSecret::make(&mut rng(seed))
+    }
+
+    fn before_secret() -> EpochSecret {
+        EpochSecret::from_bytes([3; 32])
+    }
+
+    fn rotate(history: History, recipients: &[AuthorKeys]) -> Made {
+        let secret = before_secret();
+        let before = Before { epoch: BEFORE, secret: &secret, history };
+        make_rotation(&GROUP, before, recipients, &mut rng(100)).expect("few recipients")
+    }
+
+    #[test]
+    fn every_recipient_finds_its_slot_with_and_without_the_epoch_before() {
+        let authors = [author(1), author(2), author(3)];
+        let made = rotate(History::Open, &authors.each_ref().map(AuthorSecret::keys));
+        let keys = before_secret().derive_keys();
+        assert_eq!(made.epoch.number, 5);
+        for author in &authors {
+            for before in [Some(&keys), None] {
+                let opened = open_rotation(&made.payload, &GROUP, author, before).expect("a recipient");
+                assert_eq!((opened.epoch, &opened.secret), (made.epoch, &made.secret));
+                assert_eq!(opened.before, Some((BEFORE, before_secret())));
+            }
+            assert!(rotation_reaches(&made.payload, &keys.hint, &author.id()));
+        }
+    }
+
+    #[test]
+    fn who_was_left_out_opens_nothing() {
+        let made = rotate(History::Open, &[author(1).keys(), author(2).keys(), author(3).keys()]);
+        let keys = before_secret().derive_keys();
+        let removed = author(4);
+        for before in [Some(&keys), None] {
+            let opened = open_rotation(&made.payload, &GROUP, &removed, before);
+            assert!(matches!(opened, Err(RotationError::NotARecipient)));
+        }
+        assert!(!rotation_reaches(&made.payload, &keys.hint, &removed.id()));
+    }
+
+    #[test]
+    fn closed_history_ends_the_chain() {
+        let made = rotate(History::Closed, &[author(1).keys()]);
+        let opened = open_rotation(&made.payload, &GROUP, &author(1), None).expect("a recipient");
+        assert_eq!(opened.before, None);
+    }
+
+    #[test]
+    fn slots_are_a_power_of_two_and_alike() {
+        for (recipients, slots) in [(0, 1), (1, 1), (2, 2), (3, 4), (5, 8)] {
+            let keys: Vec<_> = (1..=recipients).map(|seed| author(seed).keys()).collect();
+            let made = rotate(History::Open, &keys);
+            let rotation = Rotation::decode(&made.payload).expect("own bytes");
+            assert_eq!(rotation.slots.len(), slots);
+            for slot in rotation.slots {
+                assert_eq!(slot.enc[ENC_LEN - 1] & 0x80, 0, "an X25519 key has its top bit clear");
+            }
+        }
+    }
+
+    #[test]
+    fn a_place_says_nothing_about_its_owner() {
+        let authors = [author(1), author(2)];
+        let keys = authors.each_ref().map(AuthorSecret::keys);
+        let secret = before_secret();
+        let hints = secret.derive_keys().hint;
+        let first = (0..16)
+            .filter(|seed| {
+                let before = Before { epoch: BEFORE, secret: &secret, history: History::Closed };
+                let made = make_rotation(&GROUP, before, &keys, &mut rng(*seed)).expect("few recipients");
+                let rotation = Rotation::decode(&made.payload).expect("own bytes");
+                rotation.slots[0].hint == hints.hint(&authors[0].id(), &rotation.nonce)
+            })
+            .count();
+        assert!((1..16).contains(&first), "{first} of 16 times in the first place");
+    }
+
+    #[test]
+    fn a_malformed_key_keeps_nobody_else_from_rotating() {
+        let mut malformed = author(2).keys();
+        malformed.kem[..3].fill(0xff);
+        let made = rotate(History::Open, &[author(1).keys(), malformed]);
+        assert!(open_rotation(&made.payload, &GROUP, &author(1), None).is_ok());
+        assert!(!rotation_reaches(&made.payload, &before_secret().derive_keys().hint, &author(2).id()));
+    }
+
+    #[test]
+    fn too_many_recipients_and_the_last_number_are_refused() {
+        let keys = vec![author(1).keys(); MAX_SLOTS + 1];
+        let secret = before_secret();
+        let mut before = Before { epoch: BEFORE, secret: &secret, history: History::Closed };
+        let refused = make_rotation(&GROUP, before, &keys, &mut rng(1)).expect_err("too many");
+        assert_eq!(refused, RotationError::TooManyRecipients { got: 513 });
+        before.epoch.number = u32::MAX;
+        assert_eq!(make_rotation(&GROUP, before, &[], &mut rng(1)).expect_err("no number"), RotationError::Exhausted);
+    }
+
+    #[test]
+    fn a_rotation_belongs_to_its_group() {
+        let made = rotate(History::Open, &[author(1).keys()]);
+        let opened = open_rotation(&made.payload, &GroupId([9; 32]), &author(1), None);
+        assert!(matches!(opened, Err(RotationError::NotARecipient)));
+    }
+
+    #[test]
+    fn a_change_anywhere_is_refused_or_makes_another_epoch_nobody_takes_for_this_one() {
+        let made = rotate(History::Open, &[author(1).keys()]);
+        // every byte but those of the encapsulated key, of which one in 37
+        let enc = made.payload.len() - 2 - SEALED_LEN - ENC_LEN..made.payload.len() - 2 - SEALED_LEN;
+        for at in (0..made.payload.len()).filter(|at| !enc.contains(at) || at % 37 == 0) {
+            let mut changed = made.payload.clone();
+            changed[at] ^= 1;
+            if let Ok(opened) = open_rotation(&changed, &GROUP, &author(1), None) {
+                assert_ne!(opened.epoch, made.epoch, "byte {at}");
+                assert_eq!(opened.secret, made.secret, "byte {at}");
+            }
+            assert!(open_rotation(&made.payload[..at], &GROUP, &author(1), None).is_err(), "cut at {at}");
+        }
+        let longer = [&made.payload[..], &[0]].concat();
+        assert!(matches!(
+            open_rotation(&longer, &GROUP, &author(1), None),
+            Err(RotationError::Malformed(FormatError::Trailing(1)))
+        ));
+    }
+
+    #[test]
+    fn a_maker_that_hands_out_another_secret_or_a_false_chain_is_caught() {
+        let made = rotate(History::Open, &[author(1).keys()]);
+        let rotation = Rotation::decode(&made.payload).expect("own bytes");
+
+        // a slot that opens, to a secret the commitment is not to
+        let info = rotation_info(&GROUP, &rotation.nonce);
+        let recipient = Recipient::new(&author(1).keys().kem).expect("sound key");
+        let (enc, sealed) = recipient.seal(&info, &rotation.commitment, &[8; 32], &mut rng(5));
+        let mut lying = made.payload.clone();
+        let sealed_at = lying.len() - SEALED_LEN;
+        let enc_at = sealed_at - 2 - ENC_LEN;
+        lying[sealed_at..].copy_from_slice(&sealed);
+        lying[enc_at..enc_at + ENC_LEN].copy_from_slice(&enc);
+        let opened = open_rotation(&lying, &GROUP, &author(1), None);
+        assert!(matches!(opened, Err(RotationError::Contradiction)));
+
+        let chain = rotation.chain.expect("open history");
+        let chain_at = made.payload.windows(CHAIN_LEN).position(|window| window == chain).expect("is in there");
+        let mut lying = made.payload.clone();
+        lying[chain_at] ^= 1;
+        let opened = open_rotation(&lying, &GROUP, &author(1), None);
+        assert!(matches!(opened, Err(RotationError::Contradiction)));
+    }
+
+    #[test]
+    fn a_count_of_slots_that_is_no_power_of_two_or_too_large_is_refused() {
+        for count in [0usize, 3, 1024] {
+            let mut writer = Writer::array_of(ROTATION_FIELDS);
+            writer.uint(VERSION).bin(&[0; 32]).bin(&[0; 32]).array(2).uint(1).bin(&[0; 32]);
+            writer.bin_or_nil(None).array(count);
+            for _ in 0..count {
+                writer.array(SLOT_FIELDS).bin(&[0; HINT_LEN]).bin(&[0; ENC_LEN]).bin(&[0; SEALED_LEN]);
+            }
+            let payload = writer.finish();
+            assert!(matches!(Rotation::decode(&payload), Err(RotationError::Malformed(_))), "{count}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = Rotation::decode(&bytes);
+            prop_assert!(open_grant(&GROUP, &[0; 32], &author(1), &bytes).is_err());
+        }
+    }
+
+    fn epochs() -> Vec<(EpochId, EpochSecret)> {
+        (1..=3)
+            .map(|number: u8| {
+                let epoch = EpochId { number: number.into(), hash: [number; 32] };
+                (epoch, EpochSecret::from_bytes([number; 32]))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_grant_opens_for_its_author_channel_and_group_only() {
+        let newcomer = author(1);
+        let sealed = seal_grant(&GROUP, &[5; 32], &newcomer.keys().kem, &epochs(), &mut rng(2)).expect("sound key");
+        assert_eq!(open_grant(&GROUP, &[5; 32], &newcomer, &sealed).as_ref(), Ok(&epochs()));
+        for (group, binding, author) in
+            [(GroupId([9; 32]), [5; 32], author(1)), (GROUP, [6; 32], author(1)), (GROUP, [5; 32], author(2))]
+        {
+            assert_eq!(open_grant(&group, &binding, &author, &sealed), Err(GrantError::Refused));
+        }
+        for at in (0..ENC_LEN).step_by(37).chain(ENC_LEN..sealed.len()) {
+            let mut changed = sealed.clone();
+            changed[at] ^= 1;
+            assert_eq!(open_grant(&GROUP, &[5; 32], &newcomer, &changed), Err(GrantError::Refused), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_grant_of_too_many_epochs_or_to_a_malformed_key_is_not_made() {
+        let many = vec![epochs().remove(0); MAX_EPOCHS + 1];
+        let mut key = author(1).keys().kem;
+        let made = seal_grant(&GROUP, &[5; 32], &key, &many, &mut rng(2));
+        assert_eq!(made, Err(GrantError::TooManyEpochs { got: MAX_EPOCHS + 1 }));
+        let most = seal_grant(&GROUP, &[5; 32], &key, &many[..MAX_EPOCHS], &mut rng(2)).expect("as many as allowed");
+        assert_eq!(open_grant(&GROUP, &[5; 32], &author(1), &most).map(|epochs| epochs.len()), Ok(MAX_EPOCHS));
+        key[..3].fill(0xff);
+        assert_eq!(seal_grant(&GROUP, &[5; 32], &key, &[], &mut rng(2)), Err(GrantError::MalformedKey));
+    }
 }

@@ -170,3 +170,162 @@ impl ObjectKey {
         Ok(buffer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::ChaCha20Rng;
+    use rand_core::SeedableRng;
+
+    use super::*;
+
+    const SUITES: [Suite; 2] = [Suite::XChaCha20Poly1305, Suite::Aes256Gcm];
+    const NONCE: [u8; 24] = [7; 24];
+
+    fn key(byte: u8) -> EntryKey {
+        EntryKey::from_bytes([byte; 32])
+    }
+
+    fn sealed(key: &EntryKey, suite: Suite, aad: &[u8], plaintext: &[u8]) -> ([u8; 32], Vec<u8>) {
+        let sealer = Sealer::new(key, suite, &NONCE);
+        let commitment = sealer.commitment();
+        let mut buffer = plaintext.to_vec();
+        let tag = sealer.seal_in_place(aad, &mut buffer);
+        buffer.extend_from_slice(&tag);
+        (commitment, buffer)
+    }
+
+    #[test]
+    fn what_was_sealed_opens() {
+        for suite in SUITES {
+            let (commitment, bytes) = sealed(&key(1), suite, b"header", b"plaintext");
+            assert_eq!(bytes.len(), 9 + TAG_LEN);
+            let opened = open(&key(1), suite, &NONCE, &commitment, b"header", &bytes);
+            assert_eq!(opened.as_deref(), Ok(&b"plaintext"[..]));
+        }
+    }
+
+    #[test]
+    fn another_key_suite_or_nonce_is_told_by_the_commitment() {
+        let (commitment, bytes) = sealed(&key(1), Suite::XChaCha20Poly1305, b"", b"plaintext");
+        for (key, suite, nonce) in [
+            (key(2), Suite::XChaCha20Poly1305, NONCE),
+            (key(1), Suite::Aes256Gcm, NONCE),
+            (key(1), Suite::XChaCha20Poly1305, [8; 24]),
+        ] {
+            assert_eq!(open(&key, suite, &nonce, &commitment, b"", &bytes), Err(OpenError::WrongKey));
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_and_every_truncation_are_noticed() {
+        for suite in SUITES {
+            let (commitment, bytes) = sealed(&key(1), suite, b"header", b"plaintext");
+            let verdict = |commitment: &[u8; 32], aad: &[u8], bytes: &[u8]| {
+                open(&key(1), suite, &NONCE, commitment, aad, bytes).expect_err("was changed")
+            };
+            for bit in 0..bytes.len() * 8 {
+                let mut changed = bytes.clone();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(verdict(&commitment, b"header", &changed), OpenError::Forged);
+            }
+            for len in 0..bytes.len() {
+                assert_eq!(verdict(&commitment, b"header", &bytes[..len]), OpenError::Forged);
+            }
+            for bit in 0..256 {
+                let mut changed = commitment;
+                changed[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(verdict(&changed, b"header", &bytes), OpenError::WrongKey);
+            }
+            assert_eq!(verdict(&commitment, b"heades", &bytes), OpenError::Forged);
+            assert_eq!(verdict(&commitment, b"", &bytes), OpenError::Forged);
+        }
+    }
+
+    /// A partitioning attack needs one object that the holders of two keys both accept.
+    /// Here the attacker knows both keys, and the cipher accepts; the commitment does not.
+    #[test]
+    fn one_object_opens_under_one_key_only() {
+        let nonce = NONCE;
+        let suite = Suite::Aes256Gcm;
+        let (one, other) = (key(1), key(2));
+        let objects = [&one, &other].map(|key| ObjectKey::derive(key.expose_bytes(), ENTRY, suite, &nonce));
+        let forged = two_key_ciphertext(&objects[0].key, &objects[1].key, &nonce);
+        for object in &objects {
+            let mut buffer = forged.clone();
+            assert_eq!(
+                aead::open(suite, &object.key, &nonce, b"", &mut buffer),
+                Ok(()),
+                "the cipher accepts both keys"
+            );
+        }
+        for (commitment, refused) in [(objects[0].commitment, &other), (objects[1].commitment, &one)] {
+            assert_eq!(open(refused, suite, &nonce, &commitment, b"", &forged), Err(OpenError::WrongKey));
+        }
+    }
+
+    /// One ciphertext block and a tag that AES-256-GCM accepts under both keys (Grubbs, Lu, Ristenpart 2017; Len, Grubbs, Ristenpart 2021).
+    fn two_key_ciphertext(one: &[u8; 32], other: &[u8; 32], nonce: &[u8; 24]) -> Vec<u8> {
+        // an empty message's tag is the mask E(J0), as the hash of nothing is zero
+        let mask = |key| u128::from_be_bytes(aead::seal(Suite::Aes256Gcm, key, nonce, b"", &mut []));
+        // one zero block of associated data A and none of text hash to (A·H ^ L)·H with L its length
+        let tagged = |key, aad: &[u8]| u128::from_be_bytes(aead::seal(Suite::Aes256Gcm, key, nonce, aad, &mut []));
+        // so tag(A) ^ tag(0) = A·H²: with A = 1 it is H² itself, and its square root is H
+        let unit = 1u128 << 127;
+        let square = |key| tagged(key, &unit.to_be_bytes()) ^ tagged(key, &[0; 16]);
+        let root = |mut x: u128| {
+            (0..127).for_each(|_| x = times(x, x));
+            x
+        };
+        let (h1, h2) = (root(square(one)), root(square(other)));
+        // tag = C·H² ^ L·H ^ mask under either, so C = (mask1 ^ mask2 ^ L·(H1 ^ H2)) / (H1² ^ H2²)
+        let length = 128u128;
+        let (m1, m2) = (mask(one), mask(other));
+        let difference = m1 ^ m2 ^ times(length, h1 ^ h2);
+        let block = times(difference, inverse(times(h1, h1) ^ times(h2, h2)));
+        let tag = times(block, times(h1, h1)) ^ times(length, h1) ^ m1;
+        [block.to_be_bytes(), tag.to_be_bytes()].concat()
+    }
+
+    /// Multiplication in GCM's field (SP 800-38D, 6.3).
+    fn times(x: u128, y: u128) -> u128 {
+        let (mut product, mut shifted) = (0, y);
+        for bit in (0..128).rev() {
+            if x >> bit & 1 == 1 {
+                product ^= shifted;
+            }
+            shifted = if shifted & 1 == 1 { shifted >> 1 ^ 0xe1 << 120 } else { shifted >> 1 };
+        }
+        product
+    }
+
+    /// x^(2^128 − 2).
+    fn inverse(x: u128) -> u128 {
+        let (mut result, mut power) = (1u128 << 127, x);
+        for _ in 1..128 {
+            power = times(power, power);
+            result = times(result, power);
+        }
+        result
+    }
+
+    #[test]
+    fn a_box_opens_for_its_key_purpose_and_associated_data_only() {
+        let sealed = seal_box(&[1; 32], "purpose", b"aad", b"secret", &mut ChaCha20Rng::from_seed([9; 32]));
+        assert_eq!(sealed.len(), 6 + BOX_OVERHEAD);
+        let opened = |key: u8, purpose, aad: &[u8], sealed: &[u8]| {
+            open_box(&[key; 32], purpose, aad, sealed).map(|opened| opened.to_vec())
+        };
+        assert_eq!(opened(1, "purpose", b"aad", &sealed), Ok(b"secret".to_vec()));
+        assert_eq!(opened(2, "purpose", b"aad", &sealed), Err(OpenError::WrongKey));
+        assert_eq!(opened(1, "purposes", b"aad", &sealed), Err(OpenError::WrongKey));
+        assert_eq!(opened(1, "purpose", b"other", &sealed), Err(OpenError::Forged));
+        for len in 0..sealed.len() {
+            assert_eq!(opened(1, "purpose", b"aad", &sealed[..len]), Err(OpenError::Forged), "truncated to {len}");
+        }
+        for bit in 0..sealed.len() * 8 {
+            let mut changed = sealed.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert!(opened(1, "purpose", b"aad", &changed).is_err());
+        }
+    }
+}

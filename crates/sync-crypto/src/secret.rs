@@ -41,6 +41,31 @@ pub(crate) use secret;
 
 use rand_core::CryptoRng;
 
+/// A generator that hands out given bytes, for published vectors.
+#[cfg(test)]
+pub(crate) struct Replay(pub(crate) std::vec::IntoIter<u8>);
+
+#[cfg(test)]
+impl rand_core::TryRng for Replay {
+    type Error = rand_core::Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
+        Ok(u32::from_le_bytes(random(self)))
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
+        Ok(u64::from_le_bytes(random(self)))
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Self::Error> {
+        bytes.fill_with(|| self.0.next().expect("the vector has enough bytes"));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+impl rand_core::TryCryptoRng for Replay {}
+
 /// Draws an array of random bytes.
 pub(crate) fn random<const N: usize>(rng: &mut impl CryptoRng) -> [u8; N] {
     let mut bytes = [0; N];

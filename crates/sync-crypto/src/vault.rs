@@ -98,12 +98,7 @@ pub fn seal_with_passphrase(
     let salt: [u8; SALT_LEN] = random(rng);
     let key = stretch(normalise(passphrase).as_bytes(), &salt, params.cost())?;
     let mut header = Writer::array_of(FIELDS);
-    header
-        .uint(VERSION)
-        .uint(params.memory_kib.into())
-        .uint(params.passes.into())
-        .uint(params.lanes.into())
-        .bin(&salt);
+    header.uint(VERSION).uint(params.memory_kib.into()).uint(params.passes.into()).uint(params.lanes.into()).bin(&salt);
     let header = header.finish();
     let sealed = seal_box(&key, VAULT, &header, secret, rng);
     let mut vault = Writer::default();
@@ -192,4 +187,88 @@ impl HomeKey {
 
 fn home_purpose(purpose: &str) -> String {
     format!("home {purpose}")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand_chacha::ChaCha20Rng;
+    use rand_core::SeedableRng;
+
+    use super::*;
+
+    fn rng() -> ChaCha20Rng {
+        ChaCha20Rng::from_seed([1; 32])
+    }
+
+    fn vault() -> Vec<u8> {
+        seal_with_passphrase("passphrase", &[7; 32], VaultParams::FLOOR, &mut rng()).expect("within bounds")
+    }
+
+    #[test]
+    fn a_vault_opens_for_its_passphrase() {
+        assert_eq!(open_with_passphrase("passphrase", &vault()).expect("own vault")[..], [7; 32]);
+        assert_eq!(open_with_passphrase("passphrases", &vault()), Err(VaultError::WrongPassphrase));
+    }
+
+    #[test]
+    fn parameters_are_authenticated_and_bounded() {
+        // array, version, then memory as `cd 4c 00`, passes, lanes
+        let good = vault();
+        assert_eq!(good[..7], [0x96, 1, 0xcd, 0x4c, 0x00, 2, 1]);
+        let mut costlier = good.clone();
+        costlier[5] = 3;
+        assert_eq!(open_with_passphrase("passphrase", &costlier), Err(VaultError::WrongPassphrase));
+        for (at, value) in [(3, 0x4b), (5, 1), (5, 17), (6, 0), (6, 17)] {
+            let mut changed = good.clone();
+            changed[at] = value;
+            let opened = open_with_passphrase("passphrase", &changed);
+            assert!(matches!(opened, Err(VaultError::ParametersOutOfBounds { .. })), "byte {at}: {opened:?}");
+        }
+        let huge = VaultParams { memory_kib: (1 << 20) + 1, ..VaultParams::CEILING };
+        let made = seal_with_passphrase("passphrase", &[7; 32], huge, &mut rng());
+        assert!(matches!(made, Err(VaultError::ParametersOutOfBounds { .. })));
+    }
+
+    #[test]
+    fn a_memory_bomb_is_refused_before_anything_is_allocated() {
+        let mut writer = Writer::array_of(FIELDS);
+        writer.uint(VERSION).uint(u64::MAX).uint(3).uint(4).bin(&[0; SALT_LEN]).bin(&[0; SEALED_LEN]);
+        let opened = open_with_passphrase("passphrase", &writer.finish());
+        assert_eq!(opened, Err(VaultError::ParametersOutOfBounds { memory_kib: u64::MAX, passes: 3, lanes: 4 }));
+    }
+
+    #[test]
+    fn a_later_version_and_damage_are_told_apart() {
+        let good = vault();
+        let mut later = good.clone();
+        later[1] = 2;
+        let opened = open_with_passphrase("passphrase", &later);
+        assert_eq!(opened, Err(VaultError::UnsupportedVersion { got: 2, known: 1 }));
+        let mut flipped = good.clone();
+        *flipped.last_mut().expect("long") ^= 1;
+        assert_eq!(open_with_passphrase("passphrase", &flipped), Err(VaultError::Damaged));
+        for len in 0..good.len() {
+            assert_eq!(open_with_passphrase("passphrase", &good[..len]), Err(VaultError::Damaged), "cut at {len}");
+        }
+        let longer = [&good[..], &[0]].concat();
+        assert_eq!(open_with_passphrase("passphrase", &longer), Err(VaultError::Damaged));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(parse(&bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn a_home_box_opens_for_its_purpose_and_row_only() {
+        let key = HomeKey::make(&mut rng());
+        let sealed = key.seal("epoch", b"row 1", b"secret", &mut rng());
+        assert_eq!(key.open("epoch", b"row 1", &sealed).expect("own box")[..], b"secret"[..]);
+        assert_eq!(key.open("author", b"row 1", &sealed), Err(OpenError::WrongKey));
+        assert_eq!(key.open("epoch", b"row 2", &sealed), Err(OpenError::Forged));
+        assert_eq!(HomeKey::from_bytes([0; 32]).open("epoch", b"row 1", &sealed), Err(OpenError::WrongKey));
+    }
 }

@@ -47,7 +47,7 @@ impl FrameSender {
     /// Queues a frame and hands the queue to the stream once it holds 64 KiB.
     ///
     /// Waits while the peer does not read.
-    /// Cancel safe: once polled the frame is queued as a whole, and whatever the stream has not taken stays queued.
+    /// Cancel safe: once polled the frame is queued as a whole, and whatever the stream has not taken stays queued; flush before sending more, or the queue grows.
     ///
     /// # Errors
     /// A frame above the bound is refused with [`FrameError::TooLong`] and the stream stays usable.

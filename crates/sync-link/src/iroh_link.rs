@@ -127,8 +127,8 @@ struct Inner {
     accepted: Mutex<mpsc::Receiver<Connection>>,
     addresses: watch::Receiver<Vec<SocketAddr>>,
     refused: Arc<AtomicU64>,
-    /// Ends the accept loop and the address watch with the endpoint.
-    _tasks: JoinSet<()>,
+    /// The accept loop and the address watch, which end with the endpoint.
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl Endpoint {
@@ -174,7 +174,7 @@ impl Endpoint {
                 accepted: Mutex::new(accepted),
                 addresses,
                 refused,
-                _tasks: tasks,
+                tasks: Mutex::new(tasks),
             }),
         })
     }
@@ -221,7 +221,7 @@ impl Endpoint {
         self.inner.endpoint.network_change().await;
     }
 
-    /// Connects to a device at any of these addresses, and at those mDNS finds.
+    /// Connects to a device at any of these addresses, of which the first 32 count, and at those mDNS finds.
     ///
     /// Cancel safe: a connection dropped half-way closes.
     pub async fn connect(
@@ -232,7 +232,8 @@ impl Endpoint {
         wait: Duration,
     ) -> Result<Connection, ConnectError> {
         let id = EndpointId::from_bytes(&device.0).map_err(|_| ConnectError::BadDevice)?;
-        let address = EndpointAddr::from_parts(id, addresses.iter().copied().map(TransportAddr::Ip));
+        let dialled = addresses.iter().copied().take(MAX_DIALLED);
+        let address = EndpointAddr::from_parts(id, dialled.map(TransportAddr::Ip));
         match timeout(wait, self.inner.endpoint.connect(address, alpn)).await {
             Ok(Ok(connection)) => Ok(Connection { inner: connection }),
             Ok(Err(error)) => Err(ConnectError::new(error, wait)),
@@ -268,6 +269,8 @@ impl Endpoint {
     /// The port is free again once the last clone is dropped.
     pub async fn close(&self) {
         self.inner.endpoint.close().await;
+        // they hold the sockets too
+        self.inner.tasks.lock().await.shutdown().await;
     }
 }
 
@@ -516,20 +519,21 @@ pub enum LinkWarning {
 }
 
 async fn bind_socket(config: &EndpointConfig) -> Result<iroh::Endpoint, BindError> {
-    let mut preferred = config.port;
-    let mut tries = BIND_TRIES;
-    loop {
-        let port = free_port(config.bind, preferred.take());
+    let preferred = match config.port {
+        Some(port) if becomes_free(config.bind, port).await => Some(port),
+        _ => None,
+    };
+    let ports = preferred.into_iter().chain(std::iter::repeat_with(|| random_port(config.bind)).take(BIND_TRIES));
+    let mut last_error = String::new();
+    for port in ports {
         match builder(config, port)?.bind().await {
             Ok(endpoint) => return Ok(endpoint),
             // somebody may have taken the port since it was free
-            Err(error) if tries > 1 => {
-                tries -= 1;
-                tracing::debug!(port, %error, "bind failed, trying another port");
-            }
-            Err(error) => return Err(BindError::Socket(format!("{error:#}"))),
+            Err(error) => last_error = format!("{error:#}"),
         }
+        tracing::debug!(port, last_error, "bind failed");
     }
+    Err(BindError::Socket(last_error))
 }
 
 fn builder(config: &EndpointConfig, port: u16) -> Result<iroh::endpoint::Builder, BindError> {
@@ -568,21 +572,34 @@ fn transport(config: &EndpointConfig) -> Result<QuicTransportConfig, BindError> 
         .build())
 }
 
-/// Picks a port that is free for IPv4 and IPv6: the preferred one if it is, else a random one.
-fn free_port(bind: Bind, preferred: Option<u16>) -> u16 {
-    let [v4, v6] = bind_ips(bind);
-    let random = std::iter::repeat_n(0, BIND_TRIES);
-    for wanted in preferred.into_iter().chain(random) {
-        let Ok(port) = probe(v4, wanted) else {
-            continue;
-        };
-        match probe(v6, port) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) => {}
-            // free, or this machine has no IPv6
-            Ok(_) | Err(_) => return port,
+/// Waits a moment for a port: the endpoint that had it before may be going down just now.
+async fn becomes_free(bind: Bind, port: u16) -> bool {
+    let mut look = tokio::time::interval(PORT_LOOK_EVERY);
+    let free = async {
+        loop {
+            look.tick().await;
+            if free_port(bind, port).is_some() {
+                return;
+            }
         }
+    };
+    timeout(PORT_PATIENCE, free).await.is_ok()
+}
+
+/// Picks a port that is free for IPv4 and IPv6, or leaves the choice to the system.
+fn random_port(bind: Bind) -> u16 {
+    (0..BIND_TRIES).find_map(|_| free_port(bind, 0)).unwrap_or(0)
+}
+
+/// Returns the port, or one of the system's choice for 0, if it is free for IPv4 and IPv6.
+fn free_port(bind: Bind, wanted: u16) -> Option<u16> {
+    let [v4, v6] = bind_ips(bind);
+    let port = probe(v4, wanted).ok()?;
+    match probe(v6, port).map_err(|error| error.kind()) {
+        Err(io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) => None,
+        // free, or this machine has no IPv6
+        Ok(_) | Err(_) => Some(port),
     }
-    0
 }
 
 /// Binds a UDP socket for a moment and returns its port.
@@ -693,11 +710,20 @@ const MAX_PATH_IDLE: Duration = Duration::from_secs(15);
 /// iroh takes no longer keep-alive for one path.
 const MAX_PATH_KEEP_ALIVE: Duration = Duration::from_secs(5);
 
+/// Addresses one dial sends to at once; peers say where they are, and could name victims.
+const MAX_DIALLED: usize = 32;
+
 /// Handshakes under way at once; each costs a signature and some kilobytes, and may be a stranger's.
 const MAX_HANDSHAKES: usize = 64;
 
 /// Connections and discoveries that wait for the caller: more than a home has peers, few enough to forget.
 const MAX_WAITING: usize = 32;
+
+/// A preferred port is waited for this long; an endpoint lets go of it within milliseconds.
+const PORT_PATIENCE: Duration = Duration::from_millis(200);
+
+/// How often a preferred port is looked at meanwhile.
+const PORT_LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Attempts to find a port free for IPv4 and IPv6; one is enough unless something else takes ports at this moment.
 const BIND_TRIES: usize = 8;

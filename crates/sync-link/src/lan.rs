@@ -18,9 +18,7 @@ use futures_util::future::{self, BoxFuture, FutureExt as _};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{net::UdpSocket, task::JoinSet};
 
-use crate::rendezvous::{
-    ASK_EVERY, Lookup, LookupId, LookupSink, Publication, Published, Record, Rendezvous, RendezvousError,
-};
+use crate::rendezvous::{Lookup, LookupId, LookupSink, Publication, Published, Record, Rendezvous, RendezvousError};
 
 /// Exact length of a query and greatest length of an answer: one packet on any network.
 pub const QUERY_LEN: usize = 700;
@@ -191,7 +189,7 @@ impl Server {
 
 async fn serve(family: Family, config: LanConfig, socket: UdpSocket, mut joined: HashSet<Joined>, board: Arc<Board>) {
     let mut list_again = tokio::time::interval(LIST_EVERY);
-    let mut packet = [0; RECEIVE_LEN];
+    let mut packet = vec![0; RECEIVE_LEN];
     loop {
         tokio::select! {
             _ = list_again.tick() => family.join(config, &socket, &mut joined),
@@ -311,8 +309,8 @@ async fn ask(config: LanConfig, id: LookupId, mut sink: LookupSink) {
     };
     let query = query_packet(id);
     let mut ask_again = tokio::time::interval(ASK_EVERY);
-    let mut v4_packet = [0; RECEIVE_LEN];
-    let mut v6_packet = [0; RECEIVE_LEN];
+    let mut v4_packet = vec![0; RECEIVE_LEN];
+    let mut v6_packet = vec![0; RECEIVE_LEN];
     loop {
         let (received, packet) = tokio::select! {
             _ = ask_again.tick() => {
@@ -418,9 +416,13 @@ impl Family {
         socket.set_nonblocking(true)?;
         // processes of one host find each other too
         match self {
-            Self::V4 => socket.set_multicast_loop_v4(true)?,
+            Self::V4 => {
+                socket.set_multicast_ttl_v4(HOPS)?;
+                socket.set_multicast_loop_v4(true)?;
+            }
             Self::V6 => {
                 socket.set_only_v6(true)?;
+                socket.set_multicast_hops_v6(HOPS)?;
                 socket.set_multicast_loop_v6(true)?;
             }
         }
@@ -580,8 +582,14 @@ const VERSION: u8 = 1;
 /// Bytes of an answer before its record.
 const ANSWER_HEADER: usize = 4 + 1 + 16 + 2;
 
-/// Room for a packet and one byte more, which tells a longer one.
-const RECEIVE_LEN: usize = QUERY_LEN + 1;
+/// No router forwards a query.
+const HOPS: u32 = 1;
+
+/// Room for any UDP packet: some systems report one that is cut off as an error, which would slow a server down.
+const RECEIVE_LEN: usize = 64 * 1024;
+
+/// An asker repeats itself this often: immediate enough for a person, and nothing to a network.
+const ASK_EVERY: Duration = Duration::from_millis(500);
 
 /// Interfaces used at once; systems allow some 20 memberships a socket.
 const MAX_INTERFACES: usize = 16;

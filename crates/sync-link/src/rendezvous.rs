@@ -3,7 +3,7 @@
 //! One publishes a sealed record under a lookup id, the other looks the id up.
 //! A provider sees neither what a record says nor whether it is genuine, so a lookup yields every answer and the caller, who can open the right one, listens until it has come.
 
-use std::{collections::HashSet, fmt, io, time::Duration};
+use std::{collections::HashSet, fmt, io};
 
 use futures_util::future::BoxFuture;
 use tokio::{sync::mpsc, task::JoinSet};
@@ -237,6 +237,3 @@ pub enum RendezvousError {
     #[error("local network cannot be used: {0}")]
     Network(#[source] io::Error),
 }
-
-/// A provider that has to ask again does so this often: twice a second feels immediate to a person and is nothing to a network.
-pub(crate) const ASK_EVERY: Duration = Duration::from_millis(500);

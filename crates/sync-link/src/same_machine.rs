@@ -221,6 +221,10 @@ impl OwnFile {
     }
 
     fn write(&self, bytes: &[u8]) -> Result<(), DirectoryError> {
+        if bytes.is_empty() {
+            self.remove();
+            return Ok(());
+        }
         let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
         self.directory.write(&self.name, bytes)?;
         *content = bytes.to_vec();
@@ -259,17 +263,21 @@ impl Directory {
     /// Makes what is missing and refuses what is not ours.
     fn ensure(&self) -> Result<(), DirectoryError> {
         make_private(&self.path).map_err(|error| self.io(&self.path, error))?;
-        let found = fs::symlink_metadata(&self.path).map_err(|error| self.io(&self.path, error))?;
-        if !found.is_dir() {
-            return Err(DirectoryError::NotADirectory { path: self.path.clone() });
-        }
-        check_owner(&self.path, &found)?;
+        self.check()?;
         // nobody else can enter from here on
         for name in [INVITES, DEVICES] {
             let path = self.path.join(name);
             make_private(&path).map_err(|error| self.io(&path, error))?;
         }
         Ok(())
+    }
+
+    fn check(&self) -> Result<(), DirectoryError> {
+        let found = fs::symlink_metadata(&self.path).map_err(|error| self.io(&self.path, error))?;
+        if !found.is_dir() {
+            return Err(DirectoryError::NotADirectory { path: self.path.clone() });
+        }
+        check_owner(&self.path, &found)
     }
 
     /// Writes a file beside and renames it, so that a reader finds all of it or nothing.
@@ -292,6 +300,8 @@ impl Directory {
 
     /// Reads a file that is neither stale nor longer than `max`.
     fn read(&self, name: &Path, max: usize, stale: Duration) -> Result<Option<Vec<u8>>, DirectoryError> {
+        // whoever cleaned up may not be who made it anew
+        self.check()?;
         let path = self.path.join(name);
         if is_older(&path, stale) {
             return Ok(None);

@@ -118,11 +118,8 @@ mod tests {
 
     #[test]
     fn a_digest_tells_every_part_of_the_content_apart() {
-        let sealed = |kind, stream: &str, body: &[u8]| Content::Sealed {
-            kind,
-            stream: stream.to_owned(),
-            body: body.to_vec(),
-        };
+        let sealed =
+            |kind, stream: &str, body: &[u8]| Content::Sealed { kind, stream: stream.to_owned(), body: body.to_vec() };
         let contents = [
             sealed(1, "app", b"x"),
             sealed(2, "app", b"x"),

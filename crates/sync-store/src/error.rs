@@ -99,6 +99,9 @@ pub enum StoreError {
     Io(#[source] Arc<dyn std::error::Error + Send + Sync>),
 
     // us
+    /// An earlier failure took the whole transaction back.
+    #[error("an earlier failure took back the whole transaction; try again")]
+    RolledBack,
     /// No cursor or number is left.
     #[error("the group has no {0} left")]
     Exhausted(&'static str),

@@ -235,8 +235,12 @@ pub enum Frame {
         invite: InviteId,
         /// The author to admit.
         keys: AuthorKeys,
+        /// The joiner's database.
+        replica: ReplicaId,
         /// The device's name.
         name: String,
+        /// Where the device can be dialled.
+        addresses: Vec<String>,
         /// Knowledge of the code, bound to the channel.
         invite_proof: [u8; 64],
         /// Possession of the author key, bound to the channel.
@@ -266,8 +270,12 @@ pub struct Grant {
     pub token: Vec<Vec<u8>>,
     /// Epochs sealed for the newcomer.
     pub epochs: Vec<u8>,
+    /// The inviter's database.
+    pub replica: ReplicaId,
     /// Name of the inviter's device.
     pub name: String,
+    /// Where the inviter's device can be dialled.
+    pub addresses: Vec<String>,
     /// The inviter's knowledge of the code, bound to the channel and to this grant.
     pub proof: [u8; 32],
 }
@@ -280,8 +288,9 @@ impl Grant {
     }
 
     fn head(&self) -> Writer {
-        let mut writer = Writer::array_of(7);
-        writer.uint(VERSION).uint(0x51).bin(&self.charter).bins(&self.token).bin(&self.epochs).text(&self.name);
+        let mut writer = Writer::array_of(9);
+        writer.uint(VERSION).uint(0x51).bin(&self.charter).bins(&self.token).bin(&self.epochs);
+        writer.bin(&self.replica.0).text(&self.name).texts(&self.addresses);
         writer
     }
 }
@@ -343,11 +352,11 @@ impl Frame {
                 head(0x31, 1);
                 writer.uint(max_cursor.0);
             }
-            Self::Join { invite, keys, name, invite_proof, author_proof } => {
-                head(0x50, 5);
+            Self::Join { invite, keys, replica, name, addresses, invite_proof, author_proof } => {
+                head(0x50, 7);
                 writer.bin(&invite.0);
                 write_keys(&mut writer, keys);
-                writer.text(name).bin(invite_proof).bin(author_proof);
+                writer.bin(&replica.0).text(name).texts(addresses).bin(invite_proof).bin(author_proof);
             }
             Self::Grant(grant) => {
                 writer = grant.head();
@@ -436,7 +445,9 @@ impl Frame {
             0x50 => Self::Join {
                 invite: InviteId(reader.fixed("invite")?),
                 keys: read_keys(reader)?,
+                replica: ReplicaId(reader.fixed("replica")?),
                 name: reader.text("name", MAX_NAME)?.to_owned(),
+                addresses: reader.texts("addresses", MAX_ADDRESSES)?,
                 invite_proof: reader.fixed("invite proof")?,
                 author_proof: reader.fixed("author proof")?,
             },
@@ -444,7 +455,9 @@ impl Frame {
                 charter: reader.bin("charter", MAX_CHARTER)?.to_vec(),
                 token: reader.bins("token", MAX_TOKEN, MAX_ENVELOPE)?,
                 epochs: reader.bin("epochs", MAX_EPOCHS_SEALED)?.to_vec(),
+                replica: ReplicaId(reader.fixed("replica")?),
                 name: reader.text("name", MAX_NAME)?.to_owned(),
+                addresses: reader.texts("addresses", MAX_ADDRESSES)?,
                 proof: reader.fixed("proof")?,
             }),
             0x52 => Self::Joined,
@@ -460,10 +473,10 @@ impl Frame {
 /// Fields after version and type, for the types this version knows.
 fn known_fields(code: u64) -> Option<usize> {
     Some(match code {
-        0x01 | 0x02 | 0x50 | 0x51 => 5,
+        0x01 | 0x02 => 5,
         0x10 => 3,
         0x11 | 0x30 | 0x31 => 1,
-        0x20 | 0x21 => 7,
+        0x20 | 0x21 | 0x50 | 0x51 => 7,
         0x22 | 0xff => 2,
         0x52 => 0,
         _ => return None,
@@ -617,7 +630,9 @@ mod tests {
             Frame::Join {
                 invite: InviteId([1; 16]),
                 keys: keys(),
+                replica: ReplicaId([7; 16]),
                 name: "phone".into(),
+                addresses: vec!["127.0.0.1:8".into()],
                 invite_proof: [2; 64],
                 author_proof: [3; 64],
             },
@@ -625,7 +640,9 @@ mod tests {
                 charter: vec![1],
                 token: vec![vec![2]],
                 epochs: vec![3],
+                replica: ReplicaId([6; 16]),
                 name: "laptop".into(),
+                addresses: vec![],
                 proof: [4; 32],
             }),
             Frame::Joined,
@@ -665,8 +682,8 @@ mod tests {
               42 940122029193c4200101010101010101010101010101010101010101010101010101010101010101
                7 93013091c40101
                4 93013108
-            1447 970150c4100101010101010101010101010101010193c42001010101010101010101010101010101
-              54 970151c4010191c40102c40103a66c6170746f70c420040404040404040404040404040404040404
+            1478 990150c4100101010101010101010101010101010193c42001010101010101010101010101010101
+              73 990151c4010191c40102c40103c41006060606060606060606060606060606a66c6170746f7090c4
                3 920152
               10 9401ccff0ba475736564
                3 92017e"#]].assert_eq(&lines.join("\n"));

@@ -70,6 +70,7 @@ fn make_missing(dir: &Path) -> io::Result<()> {
     if let Some(parent) = dir.parent() {
         make_missing(parent)?;
     }
+    #[cfg_attr(not(unix), expect(unused_mut, reason = "only Unix has modes to set"))]
     let mut builder = DirBuilder::new();
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);

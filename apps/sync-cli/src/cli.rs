@@ -1,0 +1,113 @@
+//! The command line: its grammar, whose doc comments are its help.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use sync_client::Network;
+use sync_client::home::{Home, PassphraseSource};
+
+use crate::commands::{demo, init, pair, pull, push, run, status};
+use crate::exit::Failure;
+use crate::terminal;
+
+/// Keeps the state of apps in sync between devices, end to end encrypted and without an account
+#[derive(Debug, Parser)]
+#[command(name = "syncshell", version, max_term_width = 100, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What all commands take.
+#[derive(Debug, Clone, Args)]
+#[command(next_display_order = 100)]
+pub(crate) struct Global {
+    /// Directory of this device's key and data; the user's data directory unless named
+    #[arg(long, global = true, value_name = "DIR", env = "SYNCSHELL_HOME", hide_env_values = true)]
+    home: Option<PathBuf>,
+
+    /// The group to work on, by the first digits of its id; needed where a home has several
+    #[arg(long, global = true, value_name = "ID", value_parser = group_prefix)]
+    pub(crate) group: Option<String>,
+
+    /// File with the passphrase of a home that is protected by one
+    #[arg(long, global = true, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+
+    /// Write JSON for programs instead of text for people
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// Log to standard error; twice for details, three times for every packet
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// The verbs, one module each.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Init(init::Args),
+    Pair(pair::Args),
+    Push(push::Args),
+    Pull(pull::Args),
+    Run(run::Args),
+    Status(status::Args),
+    Demo(demo::Args),
+}
+
+impl Global {
+    /// The home's directory.
+    pub(crate) fn home(&self) -> Result<PathBuf, Failure> {
+        match &self.home {
+            Some(home) => std::path::absolute(home).map_err(Failure::io(format!("cannot use {}", home.display()))),
+            None => Home::default_path().map_err(|error| sync_client::ClientError::from(error).into()),
+        }
+    }
+
+    /// The group as the local API takes it; empty for the only one.
+    pub(crate) fn group(&self) -> &str {
+        self.group.as_deref().unwrap_or_default()
+    }
+
+    /// Where the passphrase of the home comes from.
+    pub(crate) fn passphrase(&self) -> PassphraseSource {
+        let mut source = PassphraseSource::system();
+        if let Some(file) = &self.passphrase_file {
+            source = source.with_file(file);
+        }
+        if terminal::is_there() { source.with_prompt(terminal::ask_passphrase) } else { source }
+    }
+
+    /// What a device is opened with.
+    pub(crate) fn config(&self, online: bool) -> Result<sync_client::Config, Failure> {
+        let network = Network { online, ..Network::from_env() };
+        Ok(sync_client::Config { home: self.home()?, passphrase: self.passphrase(), network })
+    }
+}
+
+fn group_prefix(text: &str) -> Result<String, String> {
+    let fits = (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_hexdigit());
+    if fits { Ok(text.to_ascii_lowercase()) } else { Err("a group id is up to 64 hex digits".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_has_no_contradictions() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_group_is_named_by_hex_digits_only() {
+        for (text, fits) in [("a", true), ("AB12", true), ("", false), ("xyz", false), ("a&limit=1", false)] {
+            assert_eq!(group_prefix(text).is_ok(), fits, "{text:?}");
+        }
+        assert_eq!(group_prefix("AB").as_deref(), Ok("ab"));
+    }
+}

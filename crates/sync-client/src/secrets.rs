@@ -1,0 +1,124 @@
+//! The device's secrets in its database, each sealed under the home's key.
+
+use sync_crypto::author::AUTHOR_SECRET_LEN;
+use sync_crypto::{AuthorSecret, EpochSecret, InviteKeys};
+use sync_store::{StoreError, Txn};
+use sync_types::{AuthorId, EpochId, GroupId, InviteId};
+use zeroize::Zeroizing;
+
+use crate::error::ClientError;
+use crate::group::Shared;
+use crate::keys::with_rng;
+
+const AUTHOR: &str = "author";
+const EPOCH: &str = "epoch";
+const INVITE: &str = "invite";
+const JOIN: &str = "join";
+const DEVICE: &str = "device";
+
+/// A secret sealed for the database.
+pub(crate) struct SealedSecret {
+    kind: &'static str,
+    id: Vec<u8>,
+    sealed: Vec<u8>,
+}
+
+impl SealedSecret {
+    /// Writes it as part of a transaction.
+    pub(crate) fn put(&self, txn: &mut Txn<'_>) -> Result<(), StoreError> {
+        txn.put_secret(self.kind, &self.id, &self.sealed)
+    }
+}
+
+fn seal(shared: &Shared, kind: &'static str, id: Vec<u8>, secret: &[u8]) -> SealedSecret {
+    let sealed = with_rng(&shared.rng, |rng| shared.home_key.seal(kind, &id, secret, rng));
+    SealedSecret { kind, id, sealed }
+}
+
+fn open(shared: &Shared, kind: &str, id: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, ClientError> {
+    shared.home_key.open(kind, id, sealed).map_err(|error| ClientError::Secret(error.to_string()))
+}
+
+async fn fetch(shared: &Shared, kind: &'static str, id: &[u8]) -> Result<Option<Zeroizing<Vec<u8>>>, ClientError> {
+    let key = id.to_vec();
+    let sealed = shared.store.read(move |reader| reader.secret(kind, &key)).await?;
+    sealed.map(|sealed| open(shared, kind, id, &sealed)).transpose()
+}
+
+fn fixed<const N: usize>(secret: &[u8]) -> Result<Zeroizing<[u8; N]>, ClientError> {
+    let array = secret.try_into().map_err(|_| ClientError::Secret("of another length".to_owned()))?;
+    Ok(Zeroizing::new(array))
+}
+
+/// Seals an author's keys.
+pub(crate) fn seal_author(shared: &Shared, author: &AuthorSecret) -> SealedSecret {
+    seal(shared, AUTHOR, author.id().0.to_vec(), &author.expose_bytes()[..])
+}
+
+/// Fetches an author's keys.
+pub(crate) async fn author(shared: &Shared, id: AuthorId) -> Result<AuthorSecret, ClientError> {
+    let secret = fetch(shared, AUTHOR, &id.0).await?;
+    let secret = secret.ok_or_else(|| ClientError::Secret("an author's keys are missing".to_owned()))?;
+    Ok(AuthorSecret::from_bytes(&*fixed::<AUTHOR_SECRET_LEN>(&secret)?))
+}
+
+fn epoch_name(group: GroupId, epoch: EpochId) -> Vec<u8> {
+    [&group.0[..], &epoch.number.to_be_bytes(), &epoch.hash].concat()
+}
+
+/// Seals an epoch's secret.
+pub(crate) fn seal_epoch(shared: &Shared, group: GroupId, epoch: EpochId, secret: &EpochSecret) -> SealedSecret {
+    seal(shared, EPOCH, epoch_name(group, epoch), secret.expose_bytes())
+}
+
+/// Fetches every epoch of a group.
+pub(crate) async fn epochs(shared: &Shared, group: GroupId) -> Result<Vec<(EpochId, EpochSecret)>, ClientError> {
+    let all = shared.store.read(|reader| reader.secrets(EPOCH)).await?;
+    let of_group = all.into_iter().filter(|(id, _)| id.starts_with(&group.0) && id.len() == 68);
+    of_group
+        .map(|(id, sealed)| {
+            let secret = open(shared, EPOCH, &id, &sealed)?;
+            let malformed = || ClientError::Secret("an epoch's name is malformed".to_owned());
+            let number = u32::from_be_bytes(id[32..36].try_into().map_err(|_| malformed())?);
+            let hash = id[36..].try_into().map_err(|_| malformed())?;
+            Ok((EpochId { number, hash }, EpochSecret::from_bytes(*fixed(&secret)?)))
+        })
+        .collect()
+}
+
+/// Seals what an invite's keys derive from.
+pub(crate) fn seal_invite(shared: &Shared, keys: &InviteKeys) -> SealedSecret {
+    seal(shared, INVITE, keys.invite_id().0.to_vec(), keys.expose_prk())
+}
+
+/// Fetches an invite's keys.
+pub(crate) async fn invite(shared: &Shared, id: InviteId) -> Result<Option<InviteKeys>, ClientError> {
+    let secret = fetch(shared, INVITE, &id.0).await?;
+    secret.map(|prk| Ok(InviteKeys::from_prk(*fixed(&prk)?))).transpose()
+}
+
+/// The author with which this device answers an invite: the same one when it asks again after a crash.
+pub(crate) async fn joining_author(shared: &Shared, invite: InviteId) -> Result<AuthorSecret, ClientError> {
+    if let Some(secret) = fetch(shared, JOIN, &invite.0).await? {
+        return Ok(AuthorSecret::from_bytes(&*fixed::<AUTHOR_SECRET_LEN>(&secret)?));
+    }
+    let author = with_rng(&shared.rng, |rng| AuthorSecret::make(rng));
+    let sealed = seal(shared, JOIN, invite.0.to_vec(), &author.expose_bytes()[..]);
+    shared.store.write(0, move |txn| sealed.put(txn)).await?;
+    Ok(author)
+}
+
+/// Forgets the author kept for an invite, now that it belongs to a group.
+pub(crate) fn forget_joining(txn: &mut Txn<'_>, invite: InviteId) -> Result<(), StoreError> {
+    txn.delete_secret(JOIN, &invite.0).map(|_| ())
+}
+
+/// The device's own secret, as it is in the database; none before the first start.
+pub(crate) async fn device(shared: &Shared) -> Result<Option<Zeroizing<[u8; 32]>>, ClientError> {
+    fetch(shared, DEVICE, b"").await?.map(|secret| fixed(&secret)).transpose()
+}
+
+/// Seals the device's own secret.
+pub(crate) fn seal_device(shared: &Shared, secret: &[u8; 32]) -> SealedSecret {
+    seal(shared, DEVICE, Vec::new(), secret)
+}

@@ -1,0 +1,220 @@
+//! One SQLite connection and everything synchronous: deterministic, single-threaded, over any SQLite VFS.
+//!
+//! All writes go through a [`Txn`], so that several commands can share one commit.
+//! What is kept in memory of a group is a cache: after a failed command or a failed commit it is loaded again,
+//! never trusted.
+
+mod append;
+mod cache;
+mod convert;
+mod ingest;
+mod manage;
+mod peers;
+mod read;
+mod renew;
+mod schema;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use rand_core::CryptoRng;
+use rusqlite::Connection;
+use sync_core::Membership;
+use sync_types::{Cursor, GroupId};
+
+pub use append::Appended;
+use cache::Group;
+pub use ingest::{Ingested, StoredEntry};
+pub use manage::GroupRow;
+pub use peers::{Peer, PeerId, PeerNote};
+pub(crate) use read::snapshot;
+pub use read::{Batch, Limits, Reader, Sealed, StoredBytes};
+pub use renew::{Renewal, Renewed, Reopen};
+pub(crate) use schema::open_read_only;
+
+use crate::error::StoreError;
+
+/// How to open a database.
+#[derive(Debug, Clone, Default)]
+pub struct DbOptions {
+    /// The SQLite VFS to open it over; the system's own by default.
+    pub vfs: Option<String>,
+    /// One connection and no other: then the VFS needs no shared memory.
+    pub exclusive: bool,
+}
+
+/// The database of a home.
+pub struct Db {
+    conn: Connection,
+    rng: Box<dyn CryptoRng + Send>,
+    groups: BTreeMap<GroupId, Group>,
+}
+
+impl Db {
+    /// Opens a database, makes it if there is none, and brings an older one up to date.
+    pub fn open(path: &Path, options: &DbOptions, rng: impl CryptoRng + Send + 'static) -> Result<Self, StoreError> {
+        let mut rng: Box<dyn CryptoRng + Send> = Box::new(rng);
+        let conn = schema::open(path, options, &mut rng)?;
+        Ok(Self { conn, rng, groups: BTreeMap::new() })
+    }
+
+    /// Starts a transaction; dropping it takes everything back.
+    pub fn begin(&mut self) -> Result<Txn<'_>, StoreError> {
+        self.conn.execute_batch("BEGIN IMMEDIATE")?;
+        Ok(Txn { db: self, touched: BTreeSet::new(), broken: None })
+    }
+
+    /// Does some work in one transaction, durable when this returns.
+    pub fn write<T>(&mut self, work: impl FnOnce(&mut Txn<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut txn = self.begin()?;
+        let done = work(&mut txn)?;
+        txn.commit()?;
+        Ok(done)
+    }
+
+    /// Reads from one state of the database.
+    pub fn read<T>(&self, work: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        read::snapshot(&self.conn, work)
+    }
+
+    /// Who belongs to a group.
+    pub fn membership(&mut self, group: &GroupId) -> Result<Arc<Membership>, StoreError> {
+        Ok(cache::load(&self.conn, &mut self.groups, group)?.published())
+    }
+
+    /// Writes everything into the main file and closes.
+    pub fn close(self) -> Result<(), StoreError> {
+        schema::close(self.conn)
+    }
+}
+
+/// A transaction: every change to the database is a method here.
+pub struct Txn<'db> {
+    db: &'db mut Db,
+    /// Groups whose cache is ahead of what is committed.
+    touched: BTreeSet<GroupId>,
+    /// Why nothing of this transaction can be committed any more.
+    broken: Option<StoreError>,
+}
+
+/// What a transaction changed.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// The groups whose log it changed.
+    pub groups: Vec<GroupChange>,
+}
+
+/// What a transaction changed in a group.
+#[derive(Debug)]
+pub struct GroupChange {
+    /// The group.
+    pub group: GroupId,
+    /// Its newest cursor, durable.
+    pub max_cursor: Cursor,
+    /// Who belongs to it.
+    pub membership: Arc<Membership>,
+}
+
+impl Txn<'_> {
+    /// Does some work that is taken back alone if it fails; the rest of the transaction stands.
+    pub fn attempt<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.live()?.execute_batch("SAVEPOINT command")?;
+        let before = std::mem::take(&mut self.touched);
+        let done = work(self);
+        let settled = match &done {
+            Ok(_) => self.live().and_then(|conn| Ok(conn.execute_batch("RELEASE command")?)),
+            Err(_) => self.take_back(),
+        };
+        self.touched.extend(before);
+        match (done, settled) {
+            (Ok(done), Ok(())) => Ok(done),
+            (Err(error), Ok(())) => Err(error),
+            // SQLite took the whole transaction back: what failed first is what to tell
+            (Err(error), Err(_)) | (Ok(_), Err(error)) => {
+                self.broken = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes back to the innermost savepoint.
+    fn take_back(&mut self) -> Result<(), StoreError> {
+        for group in std::mem::take(&mut self.touched) {
+            self.db.groups.remove(&group);
+        }
+        self.live()?.execute_batch("ROLLBACK TO command; RELEASE command")?;
+        Ok(())
+    }
+
+    /// Makes everything durable.
+    pub fn commit(mut self) -> Result<Changes, StoreError> {
+        self.live()?;
+        let mut changes = Changes::default();
+        for id in &self.touched {
+            let group = cache::load(&self.db.conn, &mut self.db.groups, id)?;
+            let (max_cursor, membership) = (group.max_cursor, group.published());
+            changes.groups.push(GroupChange { group: *id, max_cursor, membership });
+        }
+        self.db.conn.execute_batch("COMMIT")?;
+        self.touched.clear();
+        Ok(changes)
+    }
+
+    /// Reads what the database is like with this transaction's changes.
+    #[must_use]
+    pub fn reader(&self) -> Reader<'_> {
+        Reader::new(&self.db.conn)
+    }
+
+    /// Who belongs to a group, with this transaction's changes.
+    pub fn membership(&mut self, group: &GroupId) -> Result<Arc<Membership>, StoreError> {
+        self.live()?;
+        Ok(cache::load(&self.db.conn, &mut self.db.groups, group)?.published())
+    }
+
+    /// The connection, unless SQLite has taken the transaction back: a statement would then commit by itself.
+    fn live(&self) -> Result<&Connection, StoreError> {
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
+        }
+        if self.db.conn.is_autocommit() {
+            return Err(StoreError::RolledBack);
+        }
+        Ok(&self.db.conn)
+    }
+
+    /// A group about to be changed, with what changing it needs.
+    fn change(&mut self, id: &GroupId) -> Result<Change<'_>, StoreError> {
+        self.live()?;
+        let Db { conn, rng, groups } = &mut *self.db;
+        let group = cache::load(conn, groups, id)?;
+        self.touched.insert(*id);
+        Ok(Change { conn, rng: &mut **rng, group })
+    }
+
+    /// Has a group loaded again before it is next used.
+    fn forget(&mut self, id: &GroupId) {
+        self.db.groups.remove(id);
+    }
+}
+
+impl Drop for Txn<'_> {
+    fn drop(&mut self) {
+        if !self.db.conn.is_autocommit()
+            && let Err(error) = self.db.conn.execute_batch("ROLLBACK")
+        {
+            tracing::error!(%error, "transaction could not be taken back");
+        }
+        for group in &self.touched {
+            self.db.groups.remove(group);
+        }
+    }
+}
+
+/// A group under change.
+struct Change<'a> {
+    conn: &'a Connection,
+    rng: &'a mut dyn CryptoRng,
+    group: &'a mut Group,
+}

@@ -1,0 +1,151 @@
+//! A new author for this installation, and a new id for this database: after a copy, an import or a rollback.
+
+use rusqlite::{Connection, OptionalExtension};
+use sync_core::{RangeSet, Refusal, judge};
+use sync_types::{AuthorId, Check, Class, Cursor, EnvelopeHash, GroupId, Number, ReplicaId};
+
+use super::append::Appended;
+use super::cache::{Feed, HeldFeeds, Inserter, NewRow, held_at, write_head};
+use super::convert::{row_id, signed, unsigned};
+use super::manage::REPLICA;
+use super::{Change, Txn};
+use crate::append::{NewEntry, SealEntries, SealError};
+use crate::error::StoreError;
+
+/// Opens an own envelope to issue it again; none leaves it where it is.
+pub type Reopen<'a> = dyn Fn(&[u8]) -> Result<Option<NewEntry>, SealError> + 'a;
+
+/// How to go on under a new author.
+pub struct Renewal<'a> {
+    /// Entry 1 of the new author's feed: its succession.
+    pub succession: &'a [u8],
+    /// Seals as the new author.
+    pub sealer: &'a dyn SealEntries,
+    /// Issues again what no peer acknowledged; none leaves everything where it is.
+    pub reopen: Option<&'a Reopen<'a>>,
+}
+
+/// What became of a renewal.
+#[derive(Debug, Default)]
+pub struct Renewed {
+    /// Entries issued again, with the cursor each had before.
+    pub reissued: Vec<(Cursor, Appended)>,
+}
+
+impl Txn<'_> {
+    /// Goes on under a new author; put its secret into the same transaction.
+    ///
+    /// What is issued again leaves the old feed, so that its numbers can be filled by what others hold under them.
+    /// Asked again with the same succession, it does nothing.
+    pub fn renew_author(&mut self, group: &GroupId, renewal: &Renewal<'_>) -> Result<Renewed, StoreError> {
+        let Some(old) = self.change(group)?.succeed(group, renewal)? else { return Ok(Renewed::default()) };
+        let Some(reopen) = renewal.reopen else { return Ok(Renewed::default()) };
+        let (cursors, entries): (Vec<_>, Vec<_>) = self.change(group)?.take_out(old, reopen)?.into_iter().unzip();
+        // an operation may be among what was taken out
+        self.forget(group);
+        let appended = self.append(group, &entries, renewal.sealer)?;
+        Ok(Renewed { reissued: cursors.into_iter().zip(appended).collect() })
+    }
+
+    /// Draws a new id for this database, and forgets up to where peers were read: they will be asked from zero.
+    pub fn renew_replica(&mut self) -> Result<ReplicaId, StoreError> {
+        self.live()?;
+        let mut replica = ReplicaId([0; ReplicaId::LEN]);
+        self.db.rng.fill_bytes(&mut replica.0);
+        self.put_meta(REPLICA, &replica.0)?;
+        self.live()?.execute("UPDATE peers SET cursor = 0, chk = ?1", [Check::NONE.0])?;
+        Ok(replica)
+    }
+}
+
+impl Change<'_> {
+    /// Stores the succession and makes its author ours; returns the author before, unless that had happened before.
+    fn succeed(&mut self, id: &GroupId, renewal: &Renewal<'_>) -> Result<Option<AuthorId>, StoreError> {
+        let new = renewal.sealer.author();
+        let batch = [renewal.succession.to_vec()];
+        let mut held = HeldFeeds { conn: self.conn, feeds: &self.group.feeds };
+        let mut judged = judge(id, &mut self.group.membership, &mut held, &batch)?;
+        if let Some((_, refusal)) = judged.refused.pop() {
+            return Err(StoreError::Succession(refusal));
+        }
+        let old = self.group.author;
+        let Some(accepted) = judged.accepted.first() else {
+            return if old == new { Ok(None) } else { Err(StoreError::AuthorChanged { current: old, got: new }) };
+        };
+        let header = &accepted.envelope.header;
+        if header.sender != new || header.number != Number(1) || header.class != Class::Membership {
+            return Err(StoreError::Succession(Refusal::NotAdmitted(new)));
+        }
+        self.conn.execute("UPDATE groups SET author = ?2, behind = 0 WHERE gid = ?1", (self.group.gid, new.0))?;
+        self.group.author = new;
+        self.group.behind = false;
+        self.group.feed(self.conn, new, true)?;
+        let mut inserter = Inserter::new(self.conn, self.rng, self.group)?;
+        let (envelope, hash) = (&accepted.envelope, accepted.hash);
+        inserter.add(&NewRow { envelope, hash, waits: false, source: None, digest: None, fork: accepted.fork })?;
+        inserter.finish()?;
+        Ok(Some(old))
+    }
+
+    /// Takes what nobody acknowledged out of an author's feed, as entries to issue again.
+    fn take_out(self, author: AuthorId, reopen: &Reopen<'_>) -> Result<Vec<(Cursor, NewEntry)>, StoreError> {
+        let Change { conn, group, .. } = self;
+        let Some(feed) = group.feeds.get_mut(&author) else { return Ok(Vec::new()) };
+        let acked: i64 = conn
+            .prepare_cached("SELECT coalesce(max(acked), 0) FROM peers WHERE gid = ?1")?
+            .query_row([group.gid], |row| row.get(0))?;
+        let mut statement = conn.prepare_cached(
+            "SELECT id, number FROM entries \
+             WHERE feed = ?1 AND own = 1 AND source IS NULL AND id > ?2 ORDER BY id",
+        )?;
+        let unacked = statement
+            .query_map((feed.row, row_id(group.gid, Cursor(unsigned(acked)))), |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<Result<Vec<(i64, i64)>, rusqlite::Error>>()?;
+        let mut bytes_of = conn.prepare_cached("SELECT bytes FROM entries WHERE id = ?1")?;
+        let mut clear = conn.prepare_cached(
+            "UPDATE entries SET state = 2, feed = NULL, number = NULL, class = NULL, own = NULL, blob_id = NULL, \
+             hash = NULL, previous = NULL, digest = NULL, epoch_number = NULL, epoch_hash = NULL, bytes = NULL \
+             WHERE id = ?1",
+        )?;
+        let mut taken = Vec::new();
+        for (id, number) in unacked {
+            let bytes: Vec<u8> = bytes_of.query_row([id], |row| row.get(0))?;
+            let Some(entry) = reopen(&bytes)? else { continue };
+            clear.execute([id])?;
+            let number = Number(unsigned(number));
+            if held_at(conn, feed.row, number)?.is_empty() {
+                feed.state.held.remove(number);
+            }
+            taken.push((super::convert::cursor_of(id), entry));
+        }
+        if !taken.is_empty() {
+            rewrite(conn, feed)?;
+        }
+        Ok(taken)
+    }
+}
+
+/// Writes anew what a feed is after entries left it.
+fn rewrite(conn: &Connection, feed: &mut Feed) -> Result<(), StoreError> {
+    conn.prepare_cached("DELETE FROM feed_ranges WHERE feed = ?1")?.execute([feed.row])?;
+    let mut insert = conn.prepare_cached("INSERT INTO feed_ranges (feed, first, last) VALUES (?1, ?2, ?3)")?;
+    for range in RangeSet::ranges(&feed.state.held) {
+        insert.execute((feed.row, signed(range.first.0), signed(range.last.0)))?;
+    }
+    let highest = feed.state.held.highest();
+    let at_highest = highest.map(|number| held_at(conn, feed.row, number)).transpose()?.unwrap_or_default();
+    feed.state.head = at_highest.iter().map(|held| held.hash).min().unwrap_or(EnvelopeHash::NONE);
+    if let Some(fork) = feed.state.fork {
+        // a number's hashes are those stored there and those named by what follows it
+        let number: Option<i64> = conn
+            .prepare_cached(
+                "SELECT number FROM (SELECT number, hash FROM entries WHERE feed = ?1 AND number >= ?2 \
+                 UNION SELECT number - 1, previous FROM entries WHERE feed = ?1 AND number > ?2) \
+                 GROUP BY number HAVING count(*) > 1 ORDER BY number LIMIT 1",
+            )?
+            .query_row((feed.row, signed(fork.0)), |row| row.get(0))
+            .optional()?;
+        feed.state.fork = number.map(|number| Number(unsigned(number)));
+    }
+    write_head(conn, feed)
+}

@@ -2,18 +2,16 @@
 
 use std::io;
 
-/// Waits until someone presses Ctrl-C or the system asks the process to end. Cancel safe.
+/// Waits until someone presses Ctrl-C or the system asks the process to end.
 pub(crate) async fn stop_requested() -> io::Result<()> {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
 
         let mut terminate = signal(SignalKind::terminate())?;
-        let mut hang_up = signal(SignalKind::hangup())?;
         tokio::select! {
             result = tokio::signal::ctrl_c() => result,
             _ = terminate.recv() => Ok(()),
-            _ = hang_up.recv() => Ok(()),
         }
     }
     #[cfg(not(unix))]

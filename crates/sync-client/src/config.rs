@@ -23,7 +23,7 @@ impl Config {
     pub fn new(home: impl Into<PathBuf>) -> Self {
         Self {
             home: home.into(),
-            passphrase: PassphraseSource::default().with_systemd_credential(),
+            passphrase: PassphraseSource::system(),
             network: Network::default(),
         }
     }

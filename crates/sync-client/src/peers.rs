@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sync_core::connection::{Action, Event as Step, HANDSHAKE_TIMEOUT, State, step};
 use sync_core::session::{REFUSED_TEXT, Report, Side};
 use sync_link::frame::FrameStream;
-use sync_link::iroh_link::{Connection, DIAL_TIMEOUT};
+use sync_link::iroh_link::{Connection, DIAL_TIMEOUT, DeviceId as LinkDevice};
 use sync_types::bounds::MAX_FRAME;
 use sync_types::{AuthorId, DeviceId, ErrorCode, Frame, GroupId, ReplicaId};
 use tokio::sync::mpsc;
@@ -19,6 +19,7 @@ use crate::device::Inner;
 use crate::event::Event;
 use crate::group::{Group, PeerFacts};
 use crate::link::{self, SYNC_ALPN};
+use crate::pairing;
 
 /// Events waiting for a peer's task; what does not fit is told again by the next one.
 const EVENTS: usize = 64;
@@ -211,7 +212,7 @@ async fn dial_and_run(
     let Some(endpoint) = device.endpoint() else { return Step::Refused };
     let addresses = group.addresses_of(device, &peer).await;
     let dialled = tokio::select! {
-        dialled = endpoint.connect(peer.0.into(), &addresses, SYNC_ALPN, DIAL_TIMEOUT) => dialled,
+        dialled = endpoint.connect(LinkDevice(peer.0), &addresses, SYNC_ALPN, DIAL_TIMEOUT) => dialled,
         () = cancel.cancelled() => return Step::Lost,
     };
     let connection = match dialled {
@@ -289,6 +290,7 @@ async fn converse(
         while let Some(report) = reports.recv().await {
             match report {
                 Report::Established { author, replica, max_cursor, name, addresses } => {
+                    let name = pairing::clean(&name);
                     let live = Live {
                         session,
                         replica,
@@ -310,6 +312,7 @@ async fn converse(
                     group.peers.tell(&peer, Step::Accepted);
                     group.peers.tell(&peer, Step::Established);
                     want(device, group, peer);
+                    pairing::has_joined(device, group, author, &name).await;
                     let pending = group.pending().await;
                     group.emit(Event::Connected { replica, name, max_cursor, pending });
                     group.progress();

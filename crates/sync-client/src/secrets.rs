@@ -74,10 +74,10 @@ pub(crate) fn seal_epoch(shared: &Shared, group: GroupId, epoch: EpochId, secret
 /// Fetches every epoch of a group.
 pub(crate) async fn epochs(shared: &Shared, group: GroupId) -> Result<Vec<(EpochId, EpochSecret)>, ClientError> {
     let all = shared.store.read(|reader| reader.secrets(EPOCH)).await?;
-    let of_group = all.into_iter().filter(|(id, _)| id.starts_with(&group.0) && id.len() == 68);
+    let of_group = all.into_iter().filter(|secret| secret.id.starts_with(&group.0) && secret.id.len() == 68);
     of_group
-        .map(|(id, sealed)| {
-            let secret = open(shared, EPOCH, &id, &sealed)?;
+        .map(|sync_store::SealedSecret { id, value }| {
+            let secret = open(shared, EPOCH, &id, &value)?;
             let malformed = || ClientError::Secret("an epoch's name is malformed".to_owned());
             let number = u32::from_be_bytes(id[32..36].try_into().map_err(|_| malformed())?);
             let hash = id[36..].try_into().map_err(|_| malformed())?;
@@ -121,4 +121,9 @@ pub(crate) async fn device(shared: &Shared) -> Result<Option<Zeroizing<[u8; 32]>
 /// Seals the device's own secret.
 pub(crate) fn seal_device(shared: &Shared, secret: &[u8; 32]) -> SealedSecret {
     seal(shared, DEVICE, Vec::new(), secret)
+}
+
+/// Whether this device has asked to be admitted by an invite before.
+pub(crate) async fn is_joining(shared: &Shared, invite: InviteId) -> bool {
+    matches!(fetch(shared, JOIN, &invite.0).await, Ok(Some(_)))
 }

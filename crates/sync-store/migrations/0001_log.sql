@@ -62,7 +62,7 @@ CREATE TABLE entries (
   feed INTEGER REFERENCES feeds,
   number INTEGER,
   class INTEGER,
-  own INTEGER,                       -- 1: its author is or was ours
+  own INTEGER,                       -- 1: its author is or was ours, 2: and it was written here
   source INTEGER REFERENCES peers,   -- who sent it
   blob_id BLOB,
   hash BLOB,
@@ -76,9 +76,10 @@ CREATE TABLE entries (
 ) STRICT;
 
 CREATE INDEX entries_by_number ON entries (feed, number) WHERE feed IS NOT NULL;
-CREATE INDEX entries_by_blob ON entries (feed, blob_id) WHERE own = 1;
+CREATE INDEX entries_by_blob ON entries (feed, blob_id) WHERE own > 0;
 CREATE INDEX entries_waiting ON entries (epoch_number, epoch_hash) WHERE state = 1;
 CREATE INDEX entries_membership ON entries (feed) WHERE class = 1;
+CREATE INDEX entries_rotation ON entries (feed) WHERE class = 2;
 
 CREATE TABLE invites (
   gid INTEGER NOT NULL REFERENCES groups,

@@ -26,7 +26,7 @@ use sync_types::{Cursor, GroupId};
 pub use append::Appended;
 use cache::Group;
 pub use ingest::{Ingested, StoredEntry};
-pub use manage::GroupRow;
+pub use manage::{GroupRow, SealedSecret};
 pub use peers::{Peer, PeerId, PeerNote};
 pub(crate) use read::snapshot;
 pub use read::{Batch, Limits, Reader, Sealed, StoredBytes};
@@ -86,6 +86,22 @@ impl Db {
     /// Writes everything into the main file and closes.
     pub fn close(self) -> Result<(), StoreError> {
         schema::close(self.conn)
+    }
+}
+
+#[cfg(test)]
+impl Db {
+    /// The connection, for tests to look under the hood.
+    pub(crate) fn raw(&self) -> &Connection {
+        &self.conn
+    }
+}
+
+#[cfg(test)]
+impl Txn<'_> {
+    /// The connection, for tests to make it fail.
+    pub(crate) fn raw(&self) -> &Connection {
+        &self.db.conn
     }
 }
 

@@ -83,7 +83,9 @@ pub enum StoreError {
     #[error("the database is damaged: {0}; nothing was changed, restore the home from a backup or join anew")]
     Corrupt(Arc<str>),
     /// The file is something else.
-    #[error("the file is not a Syncshell database; choose another home, or move the file away")]
+    #[error(
+        "the file is not a Syncshell database, or its beginning is damaged; choose another home, or restore this one"
+    )]
     NotADatabase,
     /// No room.
     #[error("the disk is full; nothing of this was stored, make room and try again")]

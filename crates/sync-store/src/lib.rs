@@ -11,15 +11,19 @@
 //! - An envelope is kept and given out byte for byte.
 //! - A damaged file is reported, never repaired, emptied or made anew.
 
+#![cfg_attr(test, expect(clippy::unwrap_used, reason = "tests"))]
+
 mod append;
 mod db;
 mod error;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use append::{Content, NewEntry, SealEntries, SealError};
 pub use db::{
     Appended, Batch, Changes, Db, DbOptions, GroupChange, GroupRow, Ingested, Limits, Peer, PeerId, PeerNote, Reader,
-    Renewal, Renewed, Reopen, Sealed, StoredBytes, StoredEntry, Txn,
+    Renewal, Renewed, Reopen, Sealed, SealedSecret, StoredBytes, StoredEntry, Txn,
 };
 pub use error::StoreError;
 pub use store::{Stats, Store};

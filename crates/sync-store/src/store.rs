@@ -1,6 +1,8 @@
 //! The store for async programs: one writer thread, pooled readers.
 
 mod readers;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension};
 use sync_types::{AuthorId, Class, Cursor, Envelope, EnvelopeHash, GroupId, Number};
 
 use super::Txn;
-use super::cache::{Group, Inserter, NewRow};
+use super::cache::{Group, Inserter, NewRow, Origin};
 use super::convert::{MAX_NUMBER, cursor_of, unsigned};
 use crate::append::{NewEntry, SealEntries};
 use crate::error::StoreError;
@@ -57,7 +57,7 @@ impl Txn<'_> {
 /// Where an entry stands that asks to be stored again.
 fn stored_before(conn: &Connection, group: &Group, entry: &NewEntry) -> Result<Option<Appended>, StoreError> {
     let mut statement = conn.prepare_cached(
-        "SELECT id, number, hash, digest FROM entries WHERE feed = ?1 AND blob_id = ?2 AND own = 1 ORDER BY id",
+        "SELECT id, number, hash, digest FROM entries WHERE feed = ?1 AND blob_id = ?2 AND own > 0 ORDER BY id",
     )?;
     for &(author, feed) in &group.own {
         let stored = statement
@@ -112,7 +112,7 @@ fn append(
         inserter.group.membership.apply(&envelope)?;
     }
     let (hash, digest) = (envelope.hash(), Some(entry.digest));
-    let row = NewRow { envelope: &envelope, hash, waits: false, source: None, digest, fork: None };
+    let row = NewRow { envelope: &envelope, hash, waits: false, origin: Origin::Here { digest }, fork: None };
     let cursor = inserter.add(&row)?;
     Ok(Appended { cursor, author, number, hash, repeated: false })
 }

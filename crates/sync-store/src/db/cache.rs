@@ -195,14 +195,28 @@ impl Held for HeldFeeds<'_> {
     }
 }
 
+/// Where an envelope comes from.
+#[derive(Clone, Copy)]
+pub(super) enum Origin {
+    /// It was written here.
+    Here {
+        /// Digest of its content; none of what is never issued again.
+        digest: Option<[u8; 32]>,
+    },
+    /// Someone sent it.
+    Arrived {
+        /// Who.
+        source: Option<PeerId>,
+    },
+}
+
 /// An envelope about to be stored.
 pub(super) struct NewRow<'a> {
     pub(super) envelope: &'a Envelope<'a>,
     pub(super) hash: EnvelopeHash,
     /// Its epoch is not known yet.
     pub(super) waits: bool,
-    pub(super) source: Option<PeerId>,
-    pub(super) digest: Option<[u8; 32]>,
+    pub(super) origin: Origin,
     /// The lowest number it shows to have two hashes.
     pub(super) fork: Option<Number>,
 }
@@ -235,6 +249,10 @@ impl<'a> Inserter<'a> {
         let (gid, cursor) = (self.group.gid, next_cursor(self.group)?);
         let feed = self.group.feed(self.conn, header.sender, false)?;
         let waits = row.waits.then_some(header.epoch);
+        let (own, source, digest) = match row.origin {
+            Origin::Here { digest } => (2, None, digest),
+            Origin::Arrived { source } => (i64::from(feed.own), source, None),
+        };
         self.insert.execute(params![
             row_id(gid, cursor),
             make_check(self.rng).0,
@@ -242,12 +260,12 @@ impl<'a> Inserter<'a> {
             feed.row,
             signed(header.number.0),
             header.class.code(),
-            feed.own,
-            row.source.map(|peer| peer.0),
+            own,
+            source.map(|peer| peer.0),
             header.blob_id.0,
             row.hash.0,
             header.previous.0,
-            row.digest,
+            digest,
             waits.map(|epoch| epoch.number),
             waits.map(|epoch| epoch.hash),
             row.envelope.bytes(),

@@ -4,7 +4,7 @@ use sync_core::{Refusal, judge};
 use sync_types::bounds::MAX_WANTS;
 use sync_types::{AuthorId, Check, Class, Cursor, EnvelopeHash, EpochId, FormatError, GroupId, Number, Want};
 
-use super::cache::{HeldFeeds, Inserter, NewRow, make_check, next_cursor};
+use super::cache::{HeldFeeds, Inserter, NewRow, Origin, make_check, next_cursor};
 use super::convert::{MAX_NUMBER, row_id};
 use super::{Change, PeerId, Txn};
 use crate::error::StoreError;
@@ -47,7 +47,7 @@ impl Txn<'_> {
     /// Stores what counts of a batch, and `position`: the (cursor, check) of `source` up to which it has now sent
     /// everything.
     ///
-    /// Without a source the entries came with an invitation. `readable` says whether an epoch can be opened.
+    /// Without a source the entries came with an invitation, and have no position. `readable` says whether an epoch can be opened.
     pub fn ingest(
         &mut self,
         group: &GroupId,
@@ -94,6 +94,7 @@ impl Change<'_> {
         let mut reload = false;
         let own = group.author;
         let mut touched = Vec::new();
+        let origin = Origin::Arrived { source };
         let mut inserter = Inserter::new(conn, rng, group)?;
         for accepted in &judged.accepted {
             let header = &accepted.envelope.header;
@@ -106,7 +107,7 @@ impl Change<'_> {
             }
             let readable = header.class != Class::Sealed || readable(header.epoch);
             let (envelope, hash, fork) = (&accepted.envelope, accepted.hash, accepted.fork);
-            let cursor = inserter.add(&NewRow { envelope, hash, waits: !readable, source, digest: None, fork })?;
+            let cursor = inserter.add(&NewRow { envelope, hash, waits: !readable, origin, fork })?;
             let (author, number, class) = (header.sender, header.number, header.class);
             ingested.stored.push(StoredEntry { cursor, author, number, class, hash, readable });
             if touched.last() != Some(&author) {

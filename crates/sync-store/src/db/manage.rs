@@ -1,5 +1,7 @@
 //! Everything beside the log: what the database says about itself, sealed secrets, groups and invites.
 
+use std::fmt;
+
 use rusqlite::{OptionalExtension, params};
 use sync_core::Membership;
 use sync_core::pairing::InviteStatus;
@@ -25,6 +27,21 @@ pub struct GroupRow {
     pub active: bool,
     /// Others hold entries of our author that were not written here: a new author must be started before writing.
     pub behind: bool,
+}
+
+/// A secret, sealed before it came here.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SealedSecret {
+    /// Names it within its kind.
+    pub id: Vec<u8>,
+    /// The sealed bytes.
+    pub value: Vec<u8>,
+}
+
+impl fmt::Debug for SealedSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SealedSecret({} bytes)", self.value.len())
+    }
 }
 
 impl Txn<'_> {
@@ -120,10 +137,10 @@ impl Reader<'_> {
         Ok(statement.query_row((kind, id), |row| row.get(0)).optional()?)
     }
 
-    /// Every sealed secret of a kind, as (id, sealed).
-    pub fn secrets(&self, kind: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    /// Every sealed secret of a kind.
+    pub fn secrets(&self, kind: &str) -> Result<Vec<SealedSecret>, StoreError> {
         let mut statement = self.conn.prepare_cached("SELECT id, value FROM secrets WHERE kind = ?1 ORDER BY id")?;
-        let rows = statement.query_map([kind], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let rows = statement.query_map([kind], |row| Ok(SealedSecret { id: row.get(0)?, value: row.get(1)? }))?;
         Ok(rows.collect::<Result<_, rusqlite::Error>>()?)
     }
 

@@ -5,7 +5,7 @@ use sync_core::{RangeSet, Refusal, judge};
 use sync_types::{AuthorId, Check, Class, Cursor, EnvelopeHash, GroupId, Number, ReplicaId};
 
 use super::append::Appended;
-use super::cache::{Feed, HeldFeeds, Inserter, NewRow, held_at, write_head};
+use super::cache::{Feed, HeldFeeds, Inserter, NewRow, Origin, held_at, write_head};
 use super::convert::{row_id, signed, unsigned};
 use super::manage::REPLICA;
 use super::{Change, Txn};
@@ -82,7 +82,13 @@ impl Change<'_> {
         self.group.feed(self.conn, new, true)?;
         let mut inserter = Inserter::new(self.conn, self.rng, self.group)?;
         let (envelope, hash) = (&accepted.envelope, accepted.hash);
-        inserter.add(&NewRow { envelope, hash, waits: false, source: None, digest: None, fork: accepted.fork })?;
+        inserter.add(&NewRow {
+            envelope,
+            hash,
+            waits: false,
+            origin: Origin::Here { digest: None },
+            fork: accepted.fork,
+        })?;
         inserter.finish()?;
         Ok(Some(old))
     }
@@ -96,7 +102,7 @@ impl Change<'_> {
             .query_row([group.gid], |row| row.get(0))?;
         let mut statement = conn.prepare_cached(
             "SELECT id, number FROM entries \
-             WHERE feed = ?1 AND own = 1 AND source IS NULL AND id > ?2 ORDER BY id",
+             WHERE feed = ?1 AND own = 2 AND digest IS NOT NULL AND id > ?2 ORDER BY id",
         )?;
         let unacked = statement
             .query_map((feed.row, row_id(group.gid, Cursor(unsigned(acked)))), |row| Ok((row.get(0)?, row.get(1)?)))?

@@ -76,7 +76,7 @@ where
 
 /// Serves commands until the store is closed or dropped.
 pub(super) fn run(mut db: Db, mut commands: mpsc::Receiver<Command>, shared: &Shared) {
-    let mut close = None;
+    let mut closing = Vec::new();
     while let Some(first) = commands.blocking_recv() {
         let mut next = Some(first);
         let (mut batch, mut bytes) = (Vec::new(), 0);
@@ -89,7 +89,7 @@ pub(super) fn run(mut db: Db, mut commands: mpsc::Receiver<Command>, shared: &Sh
                 Command::Close(answer) => {
                     // what was sent before is still received, then the channel ends
                     commands.close();
-                    close = Some(answer);
+                    closing.push(answer);
                 }
             }
             let room = batch.len() < MAX_COMMANDS && bytes < MAX_BYTES;
@@ -100,13 +100,12 @@ pub(super) fn run(mut db: Db, mut commands: mpsc::Receiver<Command>, shared: &Sh
         }
     }
     let closed = db.close();
-    match close {
-        Some(answer) => drop(answer.send(closed)),
-        None => {
-            if let Err(error) = closed {
-                tracing::warn!(%error, "database could not be closed cleanly; it will be recovered when next opened");
-            }
-        }
+    if let Err(error) = &closed {
+        tracing::warn!(%error, "database could not be closed cleanly; it will be recovered when next opened");
+    }
+    for answer in closing {
+        // who asked may have gone
+        drop(answer.send(closed.clone()));
     }
 }
 

@@ -1,0 +1,208 @@
+//! The asking end of the local API.
+
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, Response, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::socket::{self, Address};
+use super::{Event, Handed, Invite, JoinLine, JoinRequest, Outcome, Overview, Page, Pushed, RevokeRequest};
+use super::{VERSION, VERSION_HEADER};
+use crate::exit::Failure;
+
+/// How long an answer may take beyond what was asked for: a slow disk, never a hung process for ever.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An invite's outcome is known when it expires, at the latest after ten minutes.
+const OUTCOME_PATIENCE: Duration = Duration::from_secs(11 * 60);
+
+/// Bytes of a whole answer: a page of blobs in base64, which ends somewhat above its target, with room.
+const MAX_ANSWER: usize = 48 << 20;
+
+/// Bytes of one line of a stream: an event, not a blob.
+const MAX_LINE: usize = 64 << 10;
+
+/// A home that another process serves.
+#[derive(Debug, Clone)]
+pub(crate) struct ApiClient {
+    address: Address,
+}
+
+impl ApiClient {
+    /// The one who serves at this address; none if nobody does.
+    pub(crate) async fn find(address: &Address) -> Result<Option<Self>, Failure> {
+        let found = socket::connect(address).await.map_err(Failure::io("cannot reach the local API"))?;
+        Ok(found.map(|_| Self { address: address.clone() }))
+    }
+
+    pub(crate) async fn overview(&self) -> Result<Overview, Failure> {
+        self.ask(Method::GET, "/v1/status", Bytes::new(), PATIENCE).await
+    }
+
+    pub(crate) async fn push(&self, group: &str, blob_id: &str, bytes: Vec<u8>) -> Result<Pushed, Failure> {
+        let path = format!("/v1/push?group={group}&blob_id={blob_id}");
+        self.ask(Method::POST, &path, bytes.into(), PATIENCE).await
+    }
+
+    pub(crate) async fn pull(&self, group: &str, after: u64, limit: usize) -> Result<Page, Failure> {
+        let path = format!("/v1/pull?group={group}&after={after}&limit={limit}");
+        self.ask(Method::GET, &path, Bytes::new(), PATIENCE).await
+    }
+
+    pub(crate) async fn events(&self, group: &str) -> Result<Lines<Event>, Failure> {
+        let path = format!("/v1/events?group={group}");
+        self.stream(Method::GET, &path, Bytes::new()).await
+    }
+
+    pub(crate) async fn handed(&self, group: &str, cursor: u64, wait: Duration) -> Result<Handed, Failure> {
+        let path = format!("/v1/handed?group={group}&cursor={cursor}&wait_ms={}", wait.as_millis());
+        self.ask(Method::GET, &path, Bytes::new(), wait + PATIENCE).await
+    }
+
+    pub(crate) async fn invite(&self, group: &str, expires_in: Option<Duration>) -> Result<Invite, Failure> {
+        let expires = expires_in.map(|after| format!("&expires_in={}", after.as_secs())).unwrap_or_default();
+        self.ask(Method::POST, &format!("/v1/invites?group={group}{expires}"), Bytes::new(), PATIENCE).await
+    }
+
+    pub(crate) async fn outcome(&self, id: &str) -> Result<Outcome, Failure> {
+        self.ask(Method::GET, &format!("/v1/invites/{id}/outcome"), Bytes::new(), OUTCOME_PATIENCE).await
+    }
+
+    pub(crate) async fn revoke(&self, invite: &str) -> Result<(), Failure> {
+        let body = json(&RevokeRequest { invite: invite.to_owned() })?;
+        self.ask::<serde_json::Value>(Method::POST, "/v1/invites/revoke", body, PATIENCE).await.map(drop)
+    }
+
+    /// Joins a group and returns its id; `progress` is told each step.
+    pub(crate) async fn join(&self, invite: &str, mut progress: impl FnMut(String)) -> Result<String, Failure> {
+        let body = json(&JoinRequest { invite: invite.to_owned() })?;
+        let mut lines = self.stream(Method::POST, "/v1/join", body).await?;
+        while let Some(line) = lines.next().await? {
+            match line {
+                JoinLine::Progress(step) => progress(step),
+                JoinLine::Joined(joined) => return Ok(joined.group),
+                JoinLine::Error(failure) => return Err(failure),
+            }
+        }
+        Err(Failure::interrupted("the join has no result"))
+    }
+
+    /// Ends the process that serves.
+    pub(crate) async fn stop(&self) -> Result<(), Failure> {
+        self.ask::<serde_json::Value>(Method::POST, "/v1/stop", Bytes::new(), PATIENCE).await.map(drop)
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<T, Failure> {
+        let answer = async {
+            let (response, _connection) = self.send(method, path, body).await?;
+            whole(response.into_body()).await
+        };
+        let bytes = tokio::time::timeout(patience, answer).await.map_err(|_| {
+            let message = format!("the process that serves this home has not answered for {} s", patience.as_secs());
+            Failure::new("busy", message + "; end it and try again")
+        })??;
+        parse(&bytes)
+    }
+
+    async fn stream<T>(&self, method: Method, path: &str, body: Bytes) -> Result<Lines<T>, Failure> {
+        let (response, connection) = self.send(method, path, body).await?;
+        let lines = Lines { body: response.into_body(), buffer: BytesMut::new(), connection, what: Default::default() };
+        Ok(lines)
+    }
+
+    /// Sends a request and returns the answer if it is no refusal, with the task that reads it.
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), Failure> {
+        let stream = socket::connect(&self.address)
+            .await
+            .map_err(Failure::interrupted)?
+            .ok_or_else(|| Failure::interrupted("nobody serves it any more"))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Failure::interrupted)?;
+        let connection = AbortOnDropHandle::new(tokio::spawn(async move {
+            // the request sees the same error
+            let _ = connection.await;
+        }));
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "localhost")
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(VERSION_HEADER, VERSION)
+            .body(Full::new(body))
+            .map_err(|error| Failure::usage(error.to_string()))?;
+        let response = sender.send_request(request).await.map_err(Failure::interrupted)?;
+        if response.status().is_success() {
+            return Ok((response, connection));
+        }
+
+        let status = response.status();
+        let theirs = response.headers().get(VERSION_HEADER).and_then(|version| version.to_str().ok()).map(str::to_owned);
+        if status == StatusCode::UPGRADE_REQUIRED {
+            let theirs = theirs.as_deref().unwrap_or("unknown");
+            return Err(super::server::other_version(theirs, Some(VERSION)));
+        }
+        let bytes = whole(response.into_body()).await?;
+        Err(parse(&bytes).unwrap_or_else(|_| Failure::interrupted(status)))
+    }
+}
+
+/// JSON values, one a line, as they come.
+#[derive(Debug)]
+pub(crate) struct Lines<T> {
+    body: Incoming,
+    buffer: BytesMut,
+    #[expect(dead_code, reason = "reads the body until dropped")]
+    connection: AbortOnDropHandle<()>,
+    what: std::marker::PhantomData<T>,
+}
+
+impl<T: DeserializeOwned> Lines<T> {
+    /// The next value; none when the server has ended the stream. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Result<Option<T>, Failure> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line = self.buffer.split_to(end);
+                self.buffer.advance(1);
+                return parse(&line).map(Some);
+            }
+            if self.buffer.len() > MAX_LINE {
+                return Err(Failure::new("io", "the local API sent a line without end"));
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => self.buffer.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
+                Some(Err(error)) => return Err(Failure::interrupted(error)),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+async fn whole(body: Incoming) -> Result<Bytes, Failure> {
+    let limited = http_body_util::Limited::new(body, MAX_ANSWER);
+    Ok(limited.collect().await.map_err(Failure::interrupted)?.to_bytes())
+}
+
+fn json(value: &impl Serialize) -> Result<Bytes, Failure> {
+    serde_json::to_vec(value).map(Bytes::from).map_err(|error| Failure::usage(error.to_string()))
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(bytes).map_err(|error| Failure::new("io", format!("the local API sent no answer: {error}")))
+}

@@ -1,0 +1,195 @@
+//! A home to work with: opened by this process, or served by another.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sync_client::Device;
+
+use crate::api::client::{ApiClient, Lines};
+use crate::api::server::Server;
+use crate::api::{self, Event, Handed, Invite, Outcome, Overview, Page, Pushed};
+use crate::cli::Global;
+use crate::exit::Failure;
+use crate::service::{self, Service};
+
+/// What this process wants of a home that no other serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Its data, without the network.
+    Offline,
+    /// Its data and its peers, for a moment.
+    Online,
+    /// The same for long, so that other commands come here.
+    Serve,
+}
+
+/// A home to work with.
+#[derive(Debug)]
+pub(crate) enum Backend {
+    /// Open in this process.
+    Local(Local),
+    /// Served by another.
+    Remote(ApiClient),
+}
+
+/// A home open in this process.
+#[derive(Debug)]
+pub(crate) struct Local {
+    service: Arc<Service>,
+    server: Option<Server>,
+}
+
+impl Backend {
+    /// Goes to whoever serves the home, or opens it.
+    pub(crate) async fn open(global: &Global, mode: Mode) -> Result<Self, Failure> {
+        let home = global.home()?;
+        if let Some(client) = find_server(global, &home).await? {
+            return Ok(Self::Remote(client));
+        }
+        match Local::open(global, &home, mode).await {
+            // whoever was opening the home serves it by now, or has been at work for some seconds
+            Err(failure) if failure.code == "busy" => {
+                find_server(global, &home).await?.map(Self::Remote).ok_or(failure)
+            }
+            opened => Ok(Self::Local(opened?)),
+        }
+    }
+
+    /// Waits until the process is asked to end through the local API; for ever where another serves.
+    pub(crate) async fn quit(&self) {
+        match self {
+            Self::Local(local) => local.service.quit().cancelled().await,
+            Self::Remote(_) => std::future::pending().await,
+        }
+    }
+
+    pub(crate) async fn overview(&self) -> Result<Overview, Failure> {
+        match self {
+            Self::Local(local) => local.service.overview().await,
+            Self::Remote(client) => client.overview().await,
+        }
+    }
+
+    pub(crate) async fn push(&self, group: &str, blob_id: &str, bytes: Vec<u8>) -> Result<Pushed, Failure> {
+        match self {
+            Self::Local(local) => local.service.push(group, Some(blob_id), bytes).await,
+            Self::Remote(client) => client.push(group, blob_id, bytes).await,
+        }
+    }
+
+    pub(crate) async fn pull(&self, group: &str, after: u64, limit: usize) -> Result<Page, Failure> {
+        match self {
+            Self::Local(local) => local.service.pull(group, after, limit).await,
+            Self::Remote(client) => client.pull(group, after, limit).await,
+        }
+    }
+
+    pub(crate) async fn events(&self, group: &str) -> Result<Events, Failure> {
+        match self {
+            Self::Local(local) => local.service.events(group).map(Events::Local),
+            Self::Remote(client) => client.events(group).await.map(Events::Remote),
+        }
+    }
+
+    pub(crate) async fn handed(&self, group: &str, cursor: u64, wait: Duration) -> Result<Handed, Failure> {
+        match self {
+            Self::Local(local) => local.service.handed(group, cursor, wait).await,
+            Self::Remote(client) => client.handed(group, cursor, wait).await,
+        }
+    }
+
+    pub(crate) async fn invite(&self, group: &str, expires_in: Option<Duration>) -> Result<Invite, Failure> {
+        match self {
+            Self::Local(local) => local.service.invite(group, expires_in).await,
+            Self::Remote(client) => client.invite(group, expires_in).await,
+        }
+    }
+
+    pub(crate) async fn outcome(&self, id: &str) -> Result<Outcome, Failure> {
+        match self {
+            Self::Local(local) => local.service.outcome(id).await,
+            Self::Remote(client) => client.outcome(id).await,
+        }
+    }
+
+    pub(crate) async fn revoke(&self, invite: &str) -> Result<(), Failure> {
+        match self {
+            Self::Local(local) => local.service.revoke(invite).await,
+            Self::Remote(client) => client.revoke(invite).await,
+        }
+    }
+
+    pub(crate) async fn join(&self, invite: &str, progress: impl Fn(String) + Send + Sync) -> Result<String, Failure> {
+        match self {
+            Self::Local(local) => local.service.join(invite, progress).await,
+            Self::Remote(client) => client.join(invite, progress).await,
+        }
+    }
+
+    /// Lets go of the home.
+    pub(crate) async fn close(self) {
+        if let Self::Local(local) = self {
+            local.close().await;
+        }
+    }
+}
+
+impl Local {
+    /// Opens a home that nobody serves.
+    pub(crate) async fn open(global: &Global, home: &Path, mode: Mode) -> Result<Self, Failure> {
+        let device = Device::open(global.config(mode != Mode::Offline)?).await?;
+        let service = Arc::new(Service::new(home.display().to_string(), device, mode == Mode::Serve));
+        let mut local = Self { service, server: None };
+        if mode == Mode::Serve {
+            match serve(global, home, &local.service) {
+                Ok(server) => local.server = Some(server),
+                Err(failure) => {
+                    local.close().await;
+                    return Err(failure);
+                }
+            }
+        }
+        Ok(local)
+    }
+
+    pub(crate) fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// Stops serving and closes the home.
+    pub(crate) async fn close(self) {
+        if let Some(server) = self.server {
+            server.stop().await;
+        }
+        self.service.close().await;
+    }
+}
+
+/// Whoever serves a home.
+pub(crate) async fn find_server(global: &Global, home: &Path) -> Result<Option<ApiClient>, Failure> {
+    let address = api::socket_path(home, &global.config(true)?.network)?;
+    ApiClient::find(&address).await
+}
+
+fn serve(global: &Global, home: &Path, service: &Arc<Service>) -> Result<Server, Failure> {
+    let address = api::socket_path(home, &global.config(true)?.network)?;
+    Server::start(Arc::clone(service), &address)
+}
+
+/// What happens in a group from now on.
+#[derive(Debug)]
+pub(crate) enum Events {
+    Local(service::Events),
+    Remote(Lines<Event>),
+}
+
+impl Events {
+    /// The next event; none once the home is closed. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Result<Option<Event>, Failure> {
+        match self {
+            Self::Local(events) => Ok(events.next().await),
+            Self::Remote(events) => events.next().await,
+        }
+    }
+}

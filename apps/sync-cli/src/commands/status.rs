@@ -1,0 +1,189 @@
+//! `syncshell status`: shows a home, its groups and whom it knows.
+
+use std::fmt::Write as _;
+
+use sync_client::{PeerStatus, Status, SyncState};
+
+use crate::api::Overview;
+use crate::backend::{Backend, Mode};
+use crate::cli::Global;
+use crate::exit::Failure;
+use crate::output::Output;
+use crate::terminal::clean;
+
+/// Show this home, its groups and their devices
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {}
+
+impl Args {
+    pub(crate) async fn run(self, global: &Global, out: Output) -> Result<(), Failure> {
+        let backend = Backend::open(global, Mode::Offline).await?;
+        let overview = backend.overview().await;
+        backend.close().await;
+        let mut overview = overview?;
+        overview.groups.retain(|group| group.group.starts_with(global.group()));
+        if overview.groups.is_empty() && !global.group().is_empty() {
+            return Err(Failure::new("unknown-group", format!("this home has no group {}", global.group())));
+        }
+        out.result(text(&overview).trim_end(), &overview)
+    }
+}
+
+fn text(overview: &Overview) -> String {
+    let served = match overview.served_by {
+        Some(pid) => format!("served by process {pid}"),
+        None => "not served; `syncshell run` keeps it in sync".to_owned(),
+    };
+    let mut text = format!(
+        "home    {} ({served})\ndevice  {} {}\n",
+        overview.home,
+        clean(&overview.name),
+        overview.device
+    );
+    for warning in &overview.warnings {
+        line(&mut text, format_args!("warning {}", clean(warning)));
+    }
+    if overview.groups.is_empty() {
+        text += "no group yet; `syncshell pair --create` makes one, `syncshell pair --join` joins one\n";
+    }
+    for group in &overview.groups {
+        add_group(&mut text, group);
+    }
+    text
+}
+
+fn add_group(text: &mut String, group: &Status) {
+    let state = match group.state {
+        SyncState::Synced => "synced",
+        SyncState::Pending => "pending",
+        SyncState::Offline => "offline",
+        _ => "in a state of a later version",
+    };
+    line(text, format_args!("\ngroup   {}", group.group));
+    line(text, format_args!("  {state}; cursor {}, {} to hand over", group.max_cursor, group.pending));
+    line(text, format_args!("  {} authors, this one {}", group.authors, group.author));
+    for peer in &group.peers {
+        line(text, format_args!("  {}", peer_line(peer)));
+    }
+    for gap in &group.gaps {
+        line(text, format_args!("  missing {} to {} of {}", gap.first, gap.last, gap.author));
+    }
+    for fork in &group.forks {
+        line(text, format_args!("  two entries {} of {}: a home was copied or restored", fork.number, fork.author));
+    }
+    if group.refused > 0 {
+        line(text, format_args!("  {} refused", group.refused));
+    }
+    for warning in &group.warnings {
+        line(text, format_args!("  warning {}", clean(warning)));
+    }
+}
+
+fn peer_line(peer: &PeerStatus) -> String {
+    let name = if peer.name.is_empty() { peer.device.get(..8).unwrap_or(&peer.device) } else { &peer.name };
+    let mut text = format!("{} is {}", clean(name), clean(&peer.state));
+    if let Some(address) = &peer.address {
+        text += &format!(" at {}", clean(address));
+    }
+    if let Some(rtt) = peer.rtt_us {
+        text += &format!(", {}.{} ms away", rtt / 1000, rtt % 1000 / 100);
+    }
+    text += &format!(", has up to cursor {}", peer.acknowledged);
+    if let Some(ago) = peer.last_seen_ms {
+        text += &format!(", last seen {} ago", age(ago));
+    }
+    if peer.address.is_none() && !peer.addresses.is_empty() {
+        let known = peer.addresses_age_ms.map(|ago| format!(" {} ago", age(ago))).unwrap_or_default();
+        text += &format!(", known{known} at {}", clean(&peer.addresses.join(" ")));
+    }
+    text
+}
+
+/// A time span in its largest unit.
+fn age(millis: u64) -> String {
+    match millis / 1000 {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} min", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
+}
+
+fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
+    // writing to a string cannot fail
+    let _ = writeln!(text, "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+    use sync_client::{Fork, Gap};
+
+    use super::*;
+
+    #[test]
+    fn a_home_is_shown_with_what_is_wrong_in_it() {
+        let peer = PeerStatus {
+            name: "ben\x1b".into(),
+            device: "bb".into(),
+            author: "cc".into(),
+            state: "connected".into(),
+            address: Some("127.0.0.1:9".into()),
+            addresses: vec!["127.0.0.1:9".into()],
+            addresses_age_ms: Some(1),
+            rtt_us: Some(1234),
+            acknowledged: 6,
+            last_seen_ms: None,
+        };
+        let away = PeerStatus {
+            name: String::new(),
+            device: "0123456789".into(),
+            state: "reconnecting".into(),
+            address: None,
+            addresses_age_ms: Some(300_000),
+            rtt_us: None,
+            last_seen_ms: Some(90_000_000),
+            ..peer.clone()
+        };
+        let group = Status {
+            group: "ab".into(),
+            author: "aa".into(),
+            member: "aa".into(),
+            device: "dd".into(),
+            name: "anna".into(),
+            max_cursor: 7,
+            pending: 1,
+            state: SyncState::Pending,
+            peers: vec![peer, away],
+            authors: 3,
+            gaps: vec![Gap { author: "cc".into(), first: 2, last: 4 }],
+            forks: vec![Fork { author: "cc".into(), number: 5 }],
+            refused: 2,
+            warnings: vec![],
+        };
+        let overview = Overview {
+            version: "1".into(),
+            served_by: Some(12),
+            home: "/h".into(),
+            name: "anna".into(),
+            device: "dd".into(),
+            warnings: vec!["no mDNS".into()],
+            groups: vec![group],
+        };
+        expect![[r#"
+            home    /h (served by process 12)
+            device  anna dd
+            warning no mDNS
+
+            group   ab
+              pending; cursor 7, 1 to hand over
+              3 authors, this one aa
+              ben� is connected at 127.0.0.1:9, 1.2 ms away, has up to cursor 6
+              01234567 is reconnecting, has up to cursor 6, last seen 25 h ago, known 5 min ago at 127.0.0.1:9
+              missing 2 to 4 of cc
+              two entries 5 of cc: a home was copied or restored
+              2 refused
+        "#]]
+        .assert_eq(&text(&overview));
+    }
+}

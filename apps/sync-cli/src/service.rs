@@ -1,0 +1,294 @@
+//! What can be done with an open home, in the words of the local API: the same for a command and for a request.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use sync_client::{Device, Invitation, JoinProgress, Subscription, SyncClient};
+use sync_types::{BlobId, Cursor, GroupId};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{Blob, Event, Handed, Invite, Outcome, Overview, PAGE_BYTES, Page, Pushed, VERSION};
+use crate::exit::Failure;
+use crate::terminal;
+
+/// Invites whose outcome is remembered, oldest forgotten first: more than one person can show at once.
+const MAX_INVITES: usize = 64;
+
+/// How long an invite lasts unless someone wants it shorter.
+pub(crate) const INVITE_LIFETIME: Duration = Duration::from_secs(600);
+
+/// Blobs asked for at a time while the size of blobs is unknown: at most 16 MiB.
+const FIRST_BATCH: usize = 16;
+
+/// An open home.
+pub(crate) struct Service {
+    home: String,
+    device: Device,
+    invites: Mutex<VecDeque<Invitation>>,
+    groups_changed: watch::Sender<()>,
+    quit: CancellationToken,
+    serving: bool,
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service").field("device", &self.device.device_id()).finish_non_exhaustive()
+    }
+}
+
+impl Service {
+    pub(crate) fn new(home: String, device: Device, serving: bool) -> Self {
+        Self {
+            home,
+            device,
+            invites: Mutex::default(),
+            groups_changed: watch::Sender::new(()),
+            quit: CancellationToken::new(),
+            serving,
+        }
+    }
+
+    /// Tells when the process is asked to end.
+    pub(crate) fn quit(&self) -> &CancellationToken {
+        &self.quit
+    }
+
+    /// Tells when a group was made or joined.
+    pub(crate) fn groups_changed(&self) -> watch::Receiver<()> {
+        self.groups_changed.subscribe()
+    }
+
+    /// Groups of the home.
+    pub(crate) fn groups(&self) -> Vec<GroupId> {
+        self.device.groups()
+    }
+
+    pub(crate) async fn overview(&self) -> Result<Overview, Failure> {
+        let mut groups = Vec::new();
+        for group in self.device.groups() {
+            groups.push(self.device.client(group)?.status().await?);
+        }
+        Ok(Overview {
+            version: VERSION.to_owned(),
+            served_by: self.serving.then(std::process::id),
+            home: self.home.clone(),
+            name: self.device.name().to_owned(),
+            device: self.device.device_id().to_string(),
+            warnings: self.device.warnings(),
+            groups,
+        })
+    }
+
+    pub(crate) async fn push(&self, group: &str, blob_id: Option<&str>, bytes: Vec<u8>) -> Result<Pushed, Failure> {
+        let client = self.client(group)?;
+        let pushed = match blob_id {
+            Some(id) => {
+                let id: BlobId = id.parse().map_err(|error| Failure::usage(format!("no blob id: {error}")))?;
+                client.push_as(id, bytes).await?
+            }
+            None => client.push(bytes).await?,
+        };
+        Ok(Pushed { cursor: pushed.cursor.0, blob_id: pushed.blob_id.to_string() })
+    }
+
+    /// Up to `limit` blobs after a cursor, and fewer where they are large.
+    pub(crate) async fn pull(&self, group: &str, after: u64, limit: usize) -> Result<Page, Failure> {
+        let client = self.client(group)?;
+        let mut page = Page { blobs: Vec::new(), max_cursor: after, has_more: true };
+        let mut bytes = 0;
+        let mut batch = FIRST_BATCH;
+        while page.has_more && page.blobs.len() < limit && bytes < PAGE_BYTES {
+            let count = batch.min(limit - page.blobs.len());
+            let pulled = client.pull(Cursor(page.max_cursor), count).await?;
+            page.max_cursor = pulled.max_cursor.0.max(page.max_cursor);
+            page.has_more = pulled.has_more;
+            let before = bytes;
+            for blob in pulled.blobs {
+                bytes += blob.bytes.len();
+                page.blobs.push(Blob {
+                    cursor: blob.cursor.0,
+                    blob_id: blob.blob_id.to_string(),
+                    sender: blob.sender.to_string(),
+                    timestamp: blob.timestamp.0,
+                    bytes: blob.bytes,
+                });
+            }
+            // as many as would fit if they went on like this
+            let each = (bytes - before) / count.max(1) + 1;
+            batch = (PAGE_BYTES.saturating_sub(bytes) / each).max(1);
+        }
+        Ok(page)
+    }
+
+    pub(crate) fn events(&self, group: &str) -> Result<Events, Failure> {
+        Ok(Events(self.client(group)?.subscribe()))
+    }
+
+    pub(crate) async fn handed(&self, group: &str, cursor: u64, wait: Duration) -> Result<Handed, Failure> {
+        Ok(Handed { holders: self.client(group)?.handed_to(Cursor(cursor), wait).await })
+    }
+
+    /// Makes an invite, and before it the home's group if there is none.
+    pub(crate) async fn invite(&self, group: &str, expires_in: Option<Duration>) -> Result<Invite, Failure> {
+        let group = match self.resolve(group) {
+            Err(failure) if failure.code == "no-group" => {
+                let made = self.device.create_group().await?;
+                self.groups_changed.send_replace(());
+                made
+            }
+            found => found?,
+        };
+        let invitation = self.device.invite(group, expires_in.unwrap_or(INVITE_LIFETIME)).await?;
+        let invite = Invite {
+            id: invitation.id.to_string(),
+            group: group.to_string(),
+            code: invitation.code.clone(),
+            link: invitation.link.clone(),
+            expires: invitation.expires.0,
+        };
+        let mut invites = self.invites.lock().unwrap_or_else(PoisonError::into_inner);
+        if invites.len() == MAX_INVITES {
+            invites.pop_front();
+        }
+        invites.push_back(invitation);
+        Ok(invite)
+    }
+
+    /// Waits for the end of an invite made by this process.
+    pub(crate) async fn outcome(&self, id: &str) -> Result<Outcome, Failure> {
+        let invitation = {
+            let invites = self.invites.lock().unwrap_or_else(PoisonError::into_inner);
+            invites.iter().find(|invitation| invitation.id.to_string() == id).cloned()
+        };
+        let unknown = || Failure::new("not-found", "this process has made no such invite");
+        Ok(invitation.ok_or_else(unknown)?.outcome().await.into())
+    }
+
+    pub(crate) async fn revoke(&self, invite: &str) -> Result<(), Failure> {
+        Ok(self.device.revoke(invite).await?)
+    }
+
+    /// Joins a group and returns its id; `progress` is told each step.
+    pub(crate) async fn join(&self, invite: &str, progress: impl Fn(String) + Send + Sync) -> Result<String, Failure> {
+        let client = self.device.join(invite, |step| progress(in_words(&step))).await?;
+        self.groups_changed.send_replace(());
+        Ok(client.group().to_string())
+    }
+
+    /// Opens a group that everyone who knows its passphrase belongs to.
+    pub(crate) async fn open_passphrase_group(&self, name: &str, passphrase: &str) -> Result<String, Failure> {
+        let group = self.device.open_passphrase_group(name, passphrase).await?;
+        self.groups_changed.send_replace(());
+        Ok(group.to_string())
+    }
+
+    /// Closes the home; requests that outlive the server fail.
+    pub(crate) async fn close(&self) {
+        self.invites.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.device.clone().close().await;
+    }
+
+    fn client(&self, group: &str) -> Result<SyncClient, Failure> {
+        Ok(self.device.client(self.resolve(group)?)?)
+    }
+
+    /// The group whose id begins with these digits; the only one for none.
+    fn resolve(&self, prefix: &str) -> Result<GroupId, Failure> {
+        select(&self.device.groups(), prefix)
+    }
+}
+
+fn in_words(step: &JoinProgress) -> String {
+    match step {
+        JoinProgress::Looking => "looking for the device that made the invite".to_owned(),
+        JoinProgress::Found { by } => format!("found it by {by}"),
+        JoinProgress::Connected => "connected to it".to_owned(),
+        JoinProgress::Joined { name, .. } => format!("let in by {}", terminal::clean(name)),
+        _ => "going on".to_owned(),
+    }
+}
+
+fn select(groups: &[GroupId], prefix: &str) -> Result<GroupId, Failure> {
+    let named: Vec<_> = groups.iter().filter(|group| group.to_string().starts_with(prefix)).collect();
+    match named[..] {
+        [group] => Ok(*group),
+        [] if groups.is_empty() => Err(sync_client::ClientError::NoGroup.into()),
+        [] => {
+            let message = format!("this home has no group {prefix}; `syncshell status` lists what it has");
+            Err(Failure::new("unknown-group", message))
+        }
+        _ if prefix.is_empty() => Err(sync_client::ClientError::SeveralGroups(groups.len()).into()),
+        _ => Err(Failure::new("several-groups", format!("{} groups begin with {prefix}; name more digits", named.len()))),
+    }
+}
+
+/// What happens in a group from now on.
+#[derive(Debug)]
+pub(crate) struct Events(Subscription);
+
+impl Events {
+    /// The next event; none once the home is closed. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Option<Event> {
+        self.0.next().await.map(Event::from)
+    }
+}
+
+impl From<sync_client::Event> for Event {
+    fn from(event: sync_client::Event) -> Self {
+        use sync_client::Event as From;
+
+        match event {
+            From::Connected { replica, name, max_cursor, pending } => {
+                Self::Connected { replica: replica.to_string(), name, max_cursor: max_cursor.0, pending }
+            }
+            From::Disconnected { replica, name, reason } => {
+                Self::Disconnected { replica: replica.to_string(), name, reason }
+            }
+            From::BlobAvailable { blob_id, cursor, sender } => {
+                Self::BlobAvailable { blob_id: blob_id.to_string(), cursor: cursor.0, sender: sender.to_string() }
+            }
+            From::Joined { name, author } => Self::Joined { name, author: author.to_string() },
+            From::Error { code, message } => Self::Error { code, message },
+            From::Lagged { missed } => Self::Lagged { missed },
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl From<sync_client::InviteOutcome> for Outcome {
+    fn from(outcome: sync_client::InviteOutcome) -> Self {
+        use sync_client::InviteOutcome as From;
+
+        match outcome {
+            From::Joined { name, author } => Self::Joined { name, author: author.to_string() },
+            From::Expired => Self::Expired,
+            // nobody joins by it any more, however a later version puts it
+            _ => Self::Revoked,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(first: u8) -> GroupId {
+        GroupId([first; 32])
+    }
+
+    #[test]
+    fn a_group_is_found_by_its_first_digits() {
+        let code = |groups: &[GroupId], prefix: &str| select(groups, prefix).map_err(|failure| failure.code.into_owned());
+        let groups = [group(0xab), group(0xac)];
+        assert_eq!(code(&groups, "ab"), Ok(groups[0]));
+        assert_eq!(code(&groups, &groups[1].to_string()), Ok(groups[1]));
+        assert_eq!(code(&groups, "a"), Err("several-groups".to_owned()));
+        assert_eq!(code(&groups, ""), Err("several-groups".to_owned()));
+        assert_eq!(code(&groups, "b"), Err("unknown-group".to_owned()));
+        assert_eq!(code(&groups[..1], ""), Ok(groups[0]));
+        assert_eq!(code(&[], ""), Err("no-group".to_owned()));
+        assert_eq!(code(&[], "ab"), Err("no-group".to_owned()));
+    }
+}

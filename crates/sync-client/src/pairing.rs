@@ -1,0 +1,685 @@
+//! Pairing over a connection: makes invites, answers them, and joins by code or link.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use sync_core::Membership;
+use sync_core::pairing::{Decision, INVITE_LIFETIME_MS, decide};
+use sync_crypto::pairing::{prove_author, verify_author, verify_join};
+use sync_crypto::{Code, InviteKeys, check_keys, open_grant, seal_grant};
+use sync_link::frame::FrameStream;
+use sync_link::iroh_link::{Connection, DIAL_TIMEOUT, DeviceId as LinkDevice};
+use sync_link::rendezvous::{Found, LookupId as Place, Publication, Record, race};
+use sync_store::{Content, PeerNote, StoreError};
+use sync_types::bounds::{MAX_ADDRESSES, MAX_FRAME, MAX_NAME};
+use sync_types::invite::LINK_PREFIX;
+use sync_types::{
+    AuthorId, AuthorKeys, BlobId, DeviceId, ErrorCode, Frame, Grant, GroupId, InviteId, InviteRecord, InviteState,
+    Operation, ReplicaId, SignedOperation, Ticket, Timestamp,
+};
+use tokio::sync::watch;
+
+use crate::device::Inner;
+use crate::error::ClientError;
+use crate::event::Event;
+use crate::group::{Group, now, put_all};
+use crate::keys::{GroupKeys, draw, with_rng};
+use crate::{peers, secrets};
+
+/// Name of the pairing protocol in the connection handshake.
+pub const PAIR_ALPN: &[u8] = b"syncshell/pair/1";
+const EXPORT_LABEL: &[u8] = b"syncshell pair v1";
+/// Time to look for who answers a code: LAN answers come within a second, a slow Wi-Fi within some.
+const LOOKUP_WAIT: Duration = Duration::from_secs(8);
+/// Time for each step of the exchange.
+const STEP_WAIT: Duration = Duration::from_secs(10);
+/// How long a used, expired or revoked invite is still answered, so that its holder hears why it does not work.
+const CLOSED_WAIT: Duration = Duration::from_secs(10 * 60);
+
+/// What became of an invite.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InviteOutcome {
+    /// Someone joined.
+    Joined {
+        /// The name of their device.
+        name: String,
+        /// Their author.
+        author: AuthorId,
+    },
+    /// Its time ran out.
+    Expired,
+    /// It was taken back.
+    Revoked,
+}
+
+/// An invite that was just made.
+#[derive(Debug, Clone)]
+pub struct Invitation {
+    /// Names the invite.
+    pub id: InviteId,
+    /// The code to read aloud.
+    pub code: String,
+    /// The link, which the QR code shows too.
+    pub link: String,
+    /// When it ends.
+    pub expires: Timestamp,
+    outcome: watch::Receiver<Option<InviteOutcome>>,
+}
+
+impl Invitation {
+    /// Waits until someone joined, or the invite expired or was taken back. Cancel safe.
+    pub async fn outcome(&mut self) -> InviteOutcome {
+        let Ok(outcome) = self.outcome.wait_for(Option::is_some).await else { return InviteOutcome::Revoked };
+        outcome.clone().unwrap_or(InviteOutcome::Revoked)
+    }
+}
+
+/// Steps of joining, for people who wait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum JoinProgress {
+    /// Looking for the device that made the invite.
+    Looking,
+    /// Found it.
+    Found {
+        /// By which way.
+        by: String,
+    },
+    /// Connected to it.
+    Connected,
+    /// Admitted and stored.
+    Joined {
+        /// The group.
+        group: GroupId,
+        /// The name of the inviter's device.
+        name: String,
+    },
+}
+
+/// An invite this device answers.
+pub(crate) struct OpenInvite {
+    pub(crate) group: GroupId,
+    keys: InviteKeys,
+    expires: Timestamp,
+    publications: Vec<Publication>,
+    outcome: watch::Sender<Option<InviteOutcome>>,
+}
+
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn derive(code: Code) -> Result<InviteKeys, ClientError> {
+    let deriving = tokio::task::spawn_blocking(move || InviteKeys::derive(&code));
+    let derived = deriving.await.map_err(|_| ClientError::Closed)?;
+    derived.map_err(|error| ClientError::Memory(error.to_string()))
+}
+
+/// Makes an invite and answers it until it is used, revoked or too old.
+pub(crate) async fn invite(
+    device: &Arc<Inner>,
+    group: &Arc<Group>,
+    lifetime: Duration,
+) -> Result<Invitation, ClientError> {
+    if device.endpoint().is_none() {
+        return Err(ClientError::Offline);
+    }
+    let code = with_rng(&group.shared().rng, |rng| Code::make(rng));
+    let text = code.to_string();
+    let ticket = Ticket {
+        secret: code.secret_bytes(),
+        device: device.device_id(),
+        addresses: device.addresses().iter().map(ToString::to_string).collect(),
+    };
+    let keys = derive(code).await?;
+    let id = keys.invite_id();
+    let lifetime = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX).min(INVITE_LIFETIME_MS);
+    let expires = Timestamp(now().0.saturating_add(lifetime));
+    record_invite(group, &keys, expires).await?;
+    let (outcome, watched) = watch::channel(None);
+    let record = record(device, &keys, InviteState::Open, expires);
+    let publications = publish(device, &keys, record).await;
+    lock(&device.invites)
+        .insert(id, OpenInvite { group: group.id, keys, expires, publications, outcome });
+    let (inner, group) = (device.clone(), group.clone());
+    device.spawn(async move { tend(&inner, &group, id, lifetime).await });
+    Ok(Invitation { id, code: text, link: ticket.to_link(), expires, outcome: watched })
+}
+
+/// Writes the invite's membership entry, its state and its keys in one transaction.
+async fn record_invite(group: &Arc<Group>, keys: &InviteKeys, expires: Timestamp) -> Result<(), ClientError> {
+    let membership = group.membership();
+    let author = group.author();
+    let own = membership.author(&author.secret().id()).ok_or(ClientError::MayNotInvite)?;
+    if !own.role.may_invite() {
+        return Err(ClientError::MayNotInvite);
+    }
+    let id = keys.invite_id();
+    let operation =
+        Operation::Invite { id, verifier: keys.verifier(), role: own.role, member: Some(own.member), expires };
+    let sealed = secrets::seal_invite(group.shared(), keys);
+    let group_id = group.id;
+    group
+        .store()
+        .write(0, move |txn| {
+            sealed.put(txn)?;
+            txn.put_invite(&group_id, &id, expires)
+        })
+        .await?;
+    append_operation(group, operation).await
+}
+
+async fn append_operation(group: &Group, operation: Operation) -> Result<(), ClientError> {
+    let payload = SignedOperation { seen: group.membership().tips(), operation }.encode();
+    let blob_id = BlobId(draw(&group.shared().rng));
+    group.append(vec![group.entry(blob_id, Content::Membership(payload))]).await?;
+    Ok(())
+}
+
+fn record(device: &Inner, keys: &InviteKeys, state: InviteState, expires: Timestamp) -> Vec<u8> {
+    let mut addresses = device.addresses();
+    if let Some(endpoint) = device.endpoint() {
+        addresses.extend(endpoint.loopback_addresses());
+    }
+    let addresses = addresses.iter().take(MAX_ADDRESSES).map(ToString::to_string).collect();
+    let plain = InviteRecord { state, device: device.device_id(), addresses, expires }.encode();
+    with_rng(&device.shared.rng, |rng| keys.seal_record(&plain, rng))
+}
+
+/// Publishes a record wherever that works; a way that does not is only worth a warning.
+async fn publish(device: &Inner, keys: &InviteKeys, record: Vec<u8>) -> Vec<Publication> {
+    let place = Place(keys.lookup_id().0);
+    let mut publications = Vec::new();
+    for rendezvous in &device.rendezvous {
+        let published = match Record::new(record.clone()) {
+            Ok(record) => rendezvous.publish(place, record).await,
+            Err(error) => Err(error),
+        };
+        match published {
+            Ok(publication) => publications.push(publication),
+            Err(error) => tracing::warn!(way = rendezvous.name(), %error, "the code cannot be found this way"),
+        }
+    }
+    publications
+}
+
+/// Ends an invite when its time is up, and stops answering it some time after it ended for whatever reason.
+async fn tend(device: &Arc<Inner>, group: &Group, id: InviteId, lifetime_ms: u64) {
+    let closed = device.closed();
+    tokio::select! {
+        () = tokio::time::sleep(Duration::from_millis(lifetime_ms)) => {}
+        () = closed.cancelled() => return,
+    }
+    let group_id = group.id;
+    let expired = group.store().write(0, move |txn| {
+        let status = txn.reader().invite(&group_id, &id)?;
+        let open = status.is_some_and(|status| status.state == InviteState::Open);
+        if open {
+            txn.set_invite(&group_id, &id, InviteState::Expired, None)?;
+        }
+        Ok(open)
+    });
+    if expired.await.unwrap_or(false) {
+        end(device, id, InviteState::Expired, InviteOutcome::Expired).await;
+    }
+    tokio::select! {
+        () = tokio::time::sleep(CLOSED_WAIT) => {}
+        () = closed.cancelled() => {}
+    }
+    lock(&device.invites).remove(&id);
+}
+
+/// Publishes what became of an invite, and tells who waits.
+async fn end(device: &Inner, id: InviteId, state: InviteState, outcome: InviteOutcome) {
+    let (record, mut publications) = {
+        let mut invites = lock(&device.invites);
+        let Some(open) = invites.get_mut(&id) else { return };
+        open.outcome.send_replace(Some(outcome));
+        (record(device, &open.keys, state, open.expires), std::mem::take(&mut open.publications))
+    };
+    for publication in &mut publications {
+        let replaced = match Record::new(record.clone()) {
+            Ok(record) => publication.replace(record).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = replaced {
+            tracing::debug!(%error, "record not replaced");
+        }
+    }
+    if let Some(open) = lock(&device.invites).get_mut(&id) {
+        open.publications = publications;
+    }
+}
+
+/// Takes an invite back, named by its code, link or id.
+pub(crate) async fn revoke(device: &Arc<Inner>, invite: &str) -> Result<(), ClientError> {
+    let id = match invite.trim().parse::<InviteId>() {
+        Ok(id) => id,
+        Err(_) => derive(parse(invite)?.0).await?.invite_id(),
+    };
+    for group in device.groups().values() {
+        let group_id = group.id;
+        let _one = device.admitting.lock().await;
+        let revoked = group.store().write(0, move |txn| {
+            let Some(status) = txn.reader().invite(&group_id, &id)? else { return Ok(None) };
+            if status.state == InviteState::Open {
+                txn.set_invite(&group_id, &id, InviteState::Revoked, None)?;
+            }
+            Ok(Some(status.state_at(now())))
+        });
+        match revoked.await? {
+            None => continue,
+            Some(InviteState::Used) => return Err(ClientError::InviteUsed),
+            Some(InviteState::Expired) => return Err(ClientError::InviteExpired),
+            Some(_) => {
+                append_operation(group, Operation::Revoke { id }).await?;
+                end(device, id, InviteState::Revoked, InviteOutcome::Revoked).await;
+                return Ok(());
+            }
+        }
+    }
+    Err(ClientError::InviteNotFound)
+}
+
+/// Reads a code or a link.
+fn parse(text: &str) -> Result<(Code, Option<Ticket>), ClientError> {
+    let text = text.trim();
+    if text.starts_with(LINK_PREFIX) {
+        let ticket = Ticket::from_link(text).map_err(|error| ClientError::InviteMalformed(error.to_string()))?;
+        return Ok((Code::from_bytes(ticket.secret), Some(ticket)));
+    }
+    let code = Code::parse(text).map_err(|error| ClientError::InviteMalformed(error.to_string()))?;
+    Ok((code, None))
+}
+
+/// Answers a connection that asks for an admission.
+pub(crate) async fn answer(device: &Arc<Inner>, connection: Connection) {
+    let Ok(Ok(mut stream)) = tokio::time::timeout(STEP_WAIT, connection.accept_stream(MAX_FRAME)).await else {
+        device.count_refused();
+        return connection.close(1, "nothing said");
+    };
+    if let Err(refusal) = grant(device, &connection, &mut stream).await {
+        device.count_refused();
+        tracing::debug!(?refusal, "join refused");
+        let frame = Frame::Error { code: refusal, text: words(refusal).to_owned() };
+        if stream.sender.send(frame.encode()).await.is_ok() && stream.sender.finish().await.is_ok() {
+            let _ = tokio::time::timeout(STEP_WAIT, stream.sender.delivered()).await;
+        }
+    }
+    connection.close(0, "done");
+}
+
+fn words(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::InviteWrong => "no such invite",
+        ErrorCode::InviteUsed => "invite was used",
+        ErrorCode::InviteExpired => "invite has expired",
+        ErrorCode::InviteRevoked => "invite was taken back",
+        ErrorCode::Unavailable => "this device cannot admit anyone at the moment",
+        _ => "not understood",
+    }
+}
+
+/// A JOIN as it came.
+struct Request {
+    invite: InviteId,
+    keys: AuthorKeys,
+    replica: ReplicaId,
+    name: String,
+    addresses: Vec<String>,
+    invite_proof: [u8; 64],
+    author_proof: [u8; 64],
+}
+
+async fn receive(stream: &mut FrameStream) -> Result<Frame, ErrorCode> {
+    let received = tokio::time::timeout(STEP_WAIT, stream.receiver.recv()).await;
+    let bytes = received.ok().and_then(Result::ok).flatten().ok_or(ErrorCode::Protocol)?;
+    Frame::decode(&bytes).map_err(|_| ErrorCode::Protocol)
+}
+
+async fn grant(device: &Arc<Inner>, connection: &Connection, stream: &mut FrameStream) -> Result<(), ErrorCode> {
+    let Frame::Join { invite, keys, replica, name, addresses, invite_proof, author_proof } = receive(stream).await?
+    else {
+        return Err(ErrorCode::Protocol);
+    };
+    let request = Request { invite, keys, replica, name: clean(&name), addresses, invite_proof, author_proof };
+    let binding = connection.export(EXPORT_LABEL, b"").map_err(|_| ErrorCode::Unavailable)?;
+    let group = group_of(device, invite).await.ok_or(ErrorCode::InviteWrong)?;
+    admit(device, &group, &request, &binding).await?;
+    let grant = make_grant(device, &group, &request, &binding).await?;
+    let author = request.keys.verify;
+    let sent = stream.sender.send(Frame::Grant(grant).encode()).await.is_ok() && stream.sender.flush().await.is_ok();
+    if !sent || !matches!(receive(stream).await, Ok(Frame::Joined)) {
+        // whether it stored the grant shows when it asks again, or comes as a member
+        return Ok(());
+    }
+    let note = PeerNote {
+        author,
+        device: DeviceId(connection.remote_device().0),
+        name: request.name.clone(),
+        addresses: request.addresses.iter().take(MAX_ADDRESSES).cloned().collect(),
+        now: now(),
+    };
+    if let Err(error) = group.store().note_peer(group.id, request.replica, note).await {
+        tracing::warn!(%error, "newcomer's addresses could not be remembered");
+    }
+    has_joined(device, &group, author, &request.name).await;
+    peers::want(device, &group, DeviceId(connection.remote_device().0));
+    Ok(())
+}
+
+/// Ends the invite that admitted an author, now that it is known to have stored its admission.
+pub(crate) async fn has_joined(device: &Inner, group: &Group, author: AuthorId, name: &str) {
+    let Some(invite) = group.membership().author(&author).and_then(|admitted| admitted.invite) else { return };
+    let waiting = |open: &OpenInvite| open.group == group.id && open.outcome.borrow().is_none();
+    if !lock(&device.invites).get(&invite).is_some_and(waiting) {
+        return;
+    }
+    group.emit(Event::Joined { name: name.to_owned(), author });
+    let outcome = InviteOutcome::Joined { name: name.to_owned(), author };
+    end(device, invite, InviteState::Used, outcome).await;
+}
+
+/// A name as it may be shown: no control characters, not too long.
+pub(crate) fn clean(name: &str) -> String {
+    let mut clean: String = name.chars().filter(|c| !c.is_control()).collect();
+    while clean.len() > MAX_NAME {
+        clean.pop();
+    }
+    if clean.is_empty() { "unnamed".to_owned() } else { clean }
+}
+
+async fn group_of(device: &Inner, invite: InviteId) -> Option<Arc<Group>> {
+    for group in device.groups().into_values() {
+        let id = group.id;
+        let known = group.store().read(move |reader| reader.invite(&id, &invite)).await;
+        if known.ok().flatten().is_some() {
+            return Some(group);
+        }
+    }
+    None
+}
+
+/// Gives the invite to the joiner durably, unless that happened before.
+async fn admit(
+    device: &Inner,
+    group: &Arc<Group>,
+    request: &Request,
+    binding: &[u8; 32],
+) -> Result<(), ErrorCode> {
+    let unavailable = |_| ErrorCode::Unavailable;
+    let (id, invite, author) = (group.id, request.invite, request.keys.verify);
+    let _one = device.admitting.lock().await;
+    let keys = secrets::invite(group.shared(), invite).await.map_err(unavailable)?.ok_or(ErrorCode::InviteWrong)?;
+    let proven = verify_join(&keys.verifier(), binding, &invite, &author, &request.invite_proof)
+        && verify_author(&author, binding, &invite, &request.author_proof)
+        && check_keys(&request.keys).is_ok();
+    let status = group.store().read(move |reader| reader.invite(&id, &invite)).await.map_err(|_| ErrorCode::Unavailable)?;
+    match decide(status.as_ref(), author, proven, now()) {
+        Decision::Refuse(code) => Err(code),
+        Decision::GrantAgain => Ok(()),
+        Decision::Admit => {
+            // the invite is used first: of a crash between the two, the joiner hears that it was used by itself and gets
+            // its admission then, and nobody else can get in
+            let used = group.store().write(0, move |txn| {
+                txn.set_invite(&id, &invite, InviteState::Used, Some(author))
+            });
+            used.await.map_err(|_| ErrorCode::Unavailable)
+        }
+    }
+}
+
+async fn make_grant(
+    device: &Inner,
+    group: &Arc<Group>,
+    request: &Request,
+    binding: &[u8; 32],
+) -> Result<Grant, ErrorCode> {
+    let unavailable = |error: &dyn std::fmt::Display| {
+        tracing::warn!(%error, "join cannot be granted");
+        ErrorCode::Unavailable
+    };
+    let author = request.keys.verify;
+    if !group.membership().is_admitted(&author) {
+        let membership = group.membership();
+        let own = membership.author(&group.author().secret().id()).ok_or(ErrorCode::Unavailable)?;
+        let (role, member) = (own.role, own.member);
+        let operation =
+            Operation::Admit { keys: request.keys.clone(), member, role, invite: Some(request.invite) };
+        append_operation(group, operation).await.map_err(|error| unavailable(&error))?;
+    }
+    let token = group.membership().token(&author).ok_or(ErrorCode::Unavailable)?;
+    let id = group.id;
+    let row = group.store().read(move |reader| reader.group(&id)).await.map_err(|error| unavailable(&error))?;
+    let epochs = group.keys().all();
+    let epochs = with_rng(&group.shared().rng, |rng| seal_grant(&id, binding, &request.keys.kem, &epochs, rng))
+        .map_err(|error| unavailable(&error))?;
+    let keys = secrets::invite(group.shared(), request.invite).await.map_err(|error| unavailable(&error))?;
+    let keys = keys.ok_or(ErrorCode::InviteWrong)?;
+    let mut grant = Grant {
+        charter: row.charter,
+        token,
+        epochs,
+        replica: group.replica(),
+        name: group.device_name(),
+        addresses: device.addresses().iter().map(ToString::to_string).collect(),
+        proof: [0; 32],
+    };
+    grant.proof = keys.prove_inviter(binding, &grant.proven_hash());
+    Ok(grant)
+}
+
+/// Joins the group that a code or link invites to.
+pub(crate) async fn join(
+    device: &Arc<Inner>,
+    text: &str,
+    progress: &(dyn Fn(JoinProgress) + Send + Sync),
+) -> Result<Arc<Group>, ClientError> {
+    let endpoint = device.endpoint().ok_or(ClientError::Offline)?.clone();
+    let (code, ticket) = parse(text)?;
+    let keys = derive(code).await?;
+    progress(JoinProgress::Looking);
+    let found = match ticket {
+        Some(ticket) => Whereabouts { by: "link".to_owned(), device: ticket.device, addresses: ticket.addresses, expires: None },
+        None => look_up(device, &keys).await?,
+    };
+    progress(JoinProgress::Found { by: found.by.clone() });
+    if found.device == device.device_id() {
+        return Err(ClientError::InviteMalformed("this device made that invite itself".to_owned()));
+    }
+    let mut addresses = device.same_machine_addresses(&found.device);
+    addresses.extend(found.addresses.iter().filter_map(|text| text.parse::<SocketAddr>().ok()));
+    let dialled = endpoint.connect(LinkDevice(found.device.0), &addresses, PAIR_ALPN, DIAL_TIMEOUT).await;
+    let connection = dialled.map_err(|error| match found.expires {
+        Some(expires) if expires <= now() => ClientError::InviteExpired,
+        _ => ClientError::Unreachable(error.to_string()),
+    })?;
+    progress(JoinProgress::Connected);
+    let joined = exchange(device, &connection, &keys, &found).await;
+    connection.close(0, "done");
+    let (group, name) = joined?;
+    progress(JoinProgress::Joined { group: group.id, name });
+    Ok(group)
+}
+
+/// Who made an invite and where it can be dialled.
+struct Whereabouts {
+    by: String,
+    device: DeviceId,
+    addresses: Vec<String>,
+    expires: Option<Timestamp>,
+}
+
+async fn look_up(device: &Inner, keys: &InviteKeys) -> Result<Whereabouts, ClientError> {
+    let place = Place(keys.lookup_id().0);
+    let mut lookup = race(device.rendezvous.iter().map(|rendezvous| rendezvous.lookup(place)));
+    let searching = tokio::time::timeout(LOOKUP_WAIT, async {
+        while let Some(found) = lookup.next().await {
+            let (provider, record) = match found {
+                Found::Candidate { provider, record } => (provider, record),
+                Found::Warning { provider, error } => {
+                    tracing::warn!(way = provider, %error, "the code cannot be looked up this way");
+                    continue;
+                }
+            };
+            // whoever does not know the code can only make records that do not open
+            let Some(record) = keys.open_record(record.as_bytes()).ok().and_then(|plain| InviteRecord::decode(&plain).ok())
+            else {
+                device.count_refused();
+                continue;
+            };
+            let ask = match record.state {
+                InviteState::Open => true,
+                // it may be this device that used it, before a crash: the inviter decides
+                InviteState::Used => secrets::is_joining(&device.shared, keys.invite_id()).await,
+                _ => false,
+            };
+            return match record.state {
+                _ if ask => {
+                    let InviteRecord { device, addresses, expires, .. } = record;
+                    Ok(Whereabouts { by: provider.to_owned(), device, addresses, expires: Some(expires) })
+                }
+                InviteState::Used => Err(ClientError::InviteUsed),
+                InviteState::Expired => Err(ClientError::InviteExpired),
+                _ => Err(ClientError::InviteRevoked),
+            };
+        }
+        Err(ClientError::InviteNotFound)
+    });
+    searching.await.unwrap_or(Err(ClientError::InviteNotFound))
+}
+
+async fn exchange(
+    device: &Arc<Inner>,
+    connection: &Connection,
+    keys: &InviteKeys,
+    inviter: &Whereabouts,
+) -> Result<(Arc<Group>, String), ClientError> {
+    let lost = |error: &dyn std::fmt::Display| ClientError::Unreachable(error.to_string());
+    let binding = connection.export(EXPORT_LABEL, b"").map_err(|error| lost(&error))?;
+    let shared = &device.shared;
+    let invite = keys.invite_id();
+    // durable before it is shown to anyone, so that a crash from here on leads to the same admission
+    let author = secrets::joining_author(shared, invite).await?;
+    let join = Frame::Join {
+        invite,
+        keys: author.keys(),
+        replica: shared.replica,
+        name: shared.name.clone(),
+        addresses: device.addresses().iter().map(ToString::to_string).collect(),
+        invite_proof: keys.prove_join(&binding, &author.id()),
+        author_proof: prove_author(&author, &binding, &invite),
+    };
+    let mut stream = connection.open_stream(MAX_FRAME).await.map_err(|error| lost(&error))?;
+    stream.sender.send(join.encode()).await.map_err(|error| lost(&error))?;
+    stream.sender.flush().await.map_err(|error| lost(&error))?;
+    let received = tokio::time::timeout(STEP_WAIT, stream.receiver.recv()).await;
+    let bytes = received
+        .map_err(|_| ClientError::Unreachable("it does not answer".to_owned()))?
+        .map_err(|error| lost(&error))?
+        .ok_or_else(|| ClientError::Unreachable("it hung up".to_owned()))?;
+    let grant = match Frame::decode(&bytes) {
+        Ok(Frame::Grant(grant)) => grant,
+        Ok(Frame::Error { code, text }) => return Err(refused(code, text)),
+        Ok(_) => return Err(ClientError::InviteForged("it answered out of turn".to_owned())),
+        Err(error) => return Err(ClientError::InviteForged(error.to_string())),
+    };
+    if !keys.verify_inviter(&binding, &grant.proven_hash(), &grant.proof) {
+        return Err(ClientError::InviteForged("its answer does not show that it knows the code".to_owned()));
+    }
+    let group = GroupId::of(&grant.charter);
+    if device.group(&group).is_some() {
+        return Err(ClientError::AlreadyJoined(group));
+    }
+    let name = clean(&grant.name);
+    accept(device, &grant, &binding, &author, inviter).await?;
+    let opened = device.open_group(group, false).await?;
+    // the answer is stored: say so; if that is lost, the inviter learns it from the first session
+    let told = stream.sender.send(Frame::Joined.encode()).await.is_ok() && stream.sender.finish().await.is_ok();
+    if told {
+        let _ = tokio::time::timeout(STEP_WAIT, stream.sender.delivered()).await;
+    }
+    Ok((opened, name))
+}
+
+fn refused(code: ErrorCode, text: String) -> ClientError {
+    match code {
+        ErrorCode::InviteWrong => ClientError::InviteWrong,
+        ErrorCode::InviteUsed => ClientError::InviteUsed,
+        ErrorCode::InviteExpired => ClientError::InviteExpired,
+        ErrorCode::InviteRevoked => ClientError::InviteRevoked,
+        _ => ClientError::Unreachable(clean(&text)),
+    }
+}
+
+/// Checks a grant and stores the group in one transaction.
+async fn accept(
+    device: &Inner,
+    grant: &Grant,
+    binding: &[u8; 32],
+    author: &sync_crypto::AuthorSecret,
+    inviter: &Whereabouts,
+) -> Result<(), ClientError> {
+    let forged = |error: &dyn std::fmt::Display| ClientError::InviteForged(error.to_string());
+    let group = GroupId::of(&grant.charter);
+    let shared = &device.shared;
+    let mut keys = GroupKeys::new(&grant.charter)?;
+    let epochs = open_grant(&group, binding, author, &grant.epochs).map_err(|error| forged(&error))?;
+    let mut sealed = vec![secrets::seal_author(shared, author)];
+    for (epoch, secret) in epochs {
+        sealed.push(secrets::seal_epoch(shared, group, epoch, &secret));
+        keys.insert(epoch, secret).map_err(|error| forged(&error))?;
+    }
+    keys.current().map_err(|error| forged(&error))?;
+    let inviter_author = check_token(grant, author.id()).map_err(|error| forged(&error))?;
+    let note = PeerNote {
+        author: inviter_author,
+        device: inviter.device,
+        name: clean(&grant.name),
+        addresses: grant.addresses.iter().chain(&inviter.addresses).take(MAX_ADDRESSES).cloned().collect(),
+        now: now(),
+    };
+    let (charter, token, replica, own) = (grant.charter.clone(), grant.token.clone(), grant.replica, author.id());
+    let keys = Arc::new(RwLock::new(keys));
+    let invite = inviter_invite(grant, own);
+    let stored = shared.store.write(charter.len(), move |txn| {
+        put_all(txn, &sealed)?;
+        let id = txn.create_group(&charter, own)?;
+        let readable = |epoch| keys.read().unwrap_or_else(PoisonError::into_inner).knows(epoch);
+        let ingested = txn.ingest(&id, &token, None, None, &readable)?;
+        if let Some((_, refusal)) = ingested.refused.into_iter().next() {
+            return Err(StoreError::Succession(refusal));
+        }
+        let peer = txn.peer(&id, &replica)?;
+        txn.note_peer(&id, peer, &note)?;
+        if let Some(invite) = invite {
+            secrets::forget_joining(txn, invite)?;
+        }
+        Ok(())
+    });
+    Ok(stored.await?)
+}
+
+/// The invite that the newcomer's admission names.
+fn inviter_invite(grant: &Grant, own: AuthorId) -> Option<InviteId> {
+    let membership = evaluate(grant)?;
+    membership.author(&own)?.invite
+}
+
+fn evaluate(grant: &Grant) -> Option<Membership> {
+    let mut membership = Membership::new(&grant.charter).ok()?;
+    for bytes in &grant.token {
+        let envelope = sync_types::Envelope::parse(bytes).ok()?;
+        membership.apply(&envelope).ok()?;
+    }
+    Some(membership)
+}
+
+/// Whether a grant's token admits us, and who did; signatures are checked when it is stored.
+fn check_token(grant: &Grant, own: AuthorId) -> Result<AuthorId, String> {
+    let membership = evaluate(grant).ok_or("its token is malformed")?;
+    let admitted = membership.author(&own).ok_or("its token does not admit this device")?;
+    admitted.by.ok_or_else(|| "its token names this device the founder".to_owned())
+}

@@ -1,0 +1,288 @@
+//! Two and more devices in one process, over real sockets, homes and databases.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use sync_client::home::{Home, KeyStoreKind, PassphraseSource};
+use sync_client::{Bind, ClientError, Config, Cursor, Device, Event, InviteOutcome, Network, SyncClient};
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LIFETIME: Duration = Duration::from_secs(600);
+
+struct Site {
+    dir: tempfile::TempDir,
+}
+
+impl Site {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().expect("a directory") }
+    }
+
+    fn init(&self, name: &str) {
+        let mut rng = rand_core::UnwrapErr(getrandom::SysRng);
+        Home::create(self.path(name), name, Some(KeyStoreKind::File), &PassphraseSource::none(), &mut rng)
+            .expect("a home");
+    }
+
+    fn config(&self, name: &str) -> Config {
+        let network = Network {
+            bind: Bind::Loopback,
+            mdns: false,
+            lan: false,
+            runtime_dir: Some(self.path("run")),
+            ..Network::default()
+        };
+        Config { home: self.path(name), passphrase: PassphraseSource::none(), network }
+    }
+
+    async fn open(&self, name: &str) -> Device {
+        Device::open(self.config(name)).await.expect("opens")
+    }
+
+    async fn device(&self, name: &str) -> Device {
+        self.init(name);
+        self.open(name).await
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+async fn pair(inviter: &SyncClient, joiner: &Device) -> SyncClient {
+    let mut invite = inviter.device().invite(inviter.group(), LIFETIME).await.expect("invites");
+    let joined = joiner.join(&invite.code, |_| {}).await.expect("joins");
+    let outcome = tokio::time::timeout(PATIENCE, invite.outcome()).await.expect("in time");
+    assert!(matches!(outcome, InviteOutcome::Joined { .. }), "{outcome:?}");
+    joined
+}
+
+async fn founder(device: &Device) -> SyncClient {
+    let group = device.create_group().await.expect("a group");
+    device.client(group).expect("a client")
+}
+
+async fn bodies(client: &SyncClient) -> Vec<String> {
+    let pulled = client.pull(Cursor(0), 10_000).await.expect("pulls");
+    pulled.blobs.into_iter().map(|blob| String::from_utf8_lossy(&blob.bytes).into_owned()).collect()
+}
+
+/// Waits until a client holds these blobs in this order.
+async fn eventually(client: &SyncClient, expected: &[&str]) {
+    wait_for(client, expected, |_| {}).await;
+}
+
+/// Waits until a client holds these blobs in whatever order.
+async fn eventually_all(client: &SyncClient, expected: &[&str]) {
+    wait_for(client, expected, |got| got.sort()).await;
+}
+
+async fn wait_for(client: &SyncClient, expected: &[&str], arrange: impl Fn(&mut Vec<String>)) {
+    let start = Instant::now();
+    loop {
+        let mut got = bodies(client).await;
+        arrange(&mut got);
+        if got == expected {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "expected {expected:?}, got {got:?}, {:?}", client.status().await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_devices_pair_by_code_and_exchange_blobs() {
+    let site = Site::new();
+    let (a, b) = (site.device("a").await, site.device("b").await);
+    let alice = founder(&a).await;
+    alice.push("before").await.expect("pushes");
+    let bob = pair(&alice, &b).await;
+    eventually(&bob, &["before"]).await;
+    let mut events = alice.subscribe();
+    let pushed = bob.push("after").await.expect("pushes");
+    eventually(&alice, &["before", "after"]).await;
+    assert_eq!(bob.handed_to(pushed.cursor, PATIENCE).await, vec!["a".to_owned()]);
+    let blob = tokio::time::timeout(PATIENCE, async {
+        loop {
+            if let Some(Event::BlobAvailable { blob_id, .. }) = events.next().await {
+                return blob_id;
+            }
+        }
+    });
+    assert_eq!(blob.await.expect("an event"), pushed.blob_id);
+    a.close().await;
+    b.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_joins_too_and_an_invite_admits_one() {
+    let site = Site::new();
+    let (a, b, c) = (site.device("a").await, site.device("b").await, site.device("c").await);
+    let alice = founder(&a).await;
+    let invite = a.invite(alice.group(), LIFETIME).await.expect("invites");
+    b.join(&invite.link, |_| {}).await.expect("joins");
+    for text in [&invite.link, &invite.code] {
+        let error = c.join(text, |_| {}).await.expect_err("used");
+        assert_eq!(error.code(), "invite-used", "{error}");
+    }
+    let revoked = a.invite(alice.group(), LIFETIME).await.expect("invites");
+    a.revoke(&revoked.code).await.expect("revokes");
+    assert_eq!(c.join(&revoked.code, |_| {}).await.expect_err("revoked").code(), "invite-revoked");
+    assert_eq!(c.join(&revoked.link, |_| {}).await.expect_err("revoked").code(), "invite-revoked");
+    let short = a.invite(alice.group(), Duration::from_millis(10)).await.expect("invites");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(c.join(&short.link, |_| {}).await.expect_err("expired").code(), "invite-expired");
+    assert_eq!(c.join(&short.code, |_| {}).await.expect_err("expired").code(), "invite-expired");
+    assert_eq!(c.join("no code", |_| {}).await.expect_err("malformed").code(), "invite-malformed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_pushed_while_the_other_was_away_arrives_in_order_once() {
+    let site = Site::new();
+    let (a, b) = (site.device("a").await, site.device("b").await);
+    let alice = founder(&a).await;
+    let bob = pair(&alice, &b).await;
+    let group = alice.group();
+    alice.handed_to(alice.last_cursor(), PATIENCE).await;
+    drop(bob);
+    b.close().await;
+    let texts: Vec<String> = (0..100).map(|n| format!("blob {n}")).collect();
+    for text in &texts {
+        alice.push(text.as_str()).await.expect("pushes");
+    }
+    assert_eq!(alice.status().await.expect("status").pending, 100);
+    let b = site.open("b").await;
+    let bob = b.client(group).expect("a client");
+    let expected: Vec<&str> = texts.iter().map(String::as_str).collect();
+    eventually(&bob, &expected).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_travel_through_a_third_device() {
+    let site = Site::new();
+    let (a, b) = (site.device("a").await, site.device("b").await);
+    let alice = founder(&a).await;
+    let bob = pair(&alice, &b).await;
+    alice.push("from alice").await.expect("pushes");
+    eventually(&bob, &["from alice"]).await;
+    a.close().await;
+    let c = site.device("c").await;
+    let carol = pair(&bob, &c).await;
+    eventually(&carol, &["from alice"]).await;
+    carol.push("from carol").await.expect("pushes");
+    eventually(&bob, &["from alice", "from carol"]).await;
+    let group = carol.group();
+    c.close().await;
+    let a = site.open("a").await;
+    eventually(&a.client(group).expect("a client"), &["from alice", "from carol"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_is_at_most_a_mebibyte_and_a_retry_is_stored_once() {
+    let site = Site::new();
+    let a = site.device("a").await;
+    let alice = founder(&a).await;
+    let full = vec![7; sync_client::MAX_APP_BYTES];
+    alice.push(full.clone()).await.expect("fits");
+    let error = alice.push(vec![7; sync_client::MAX_APP_BYTES + 1]).await.expect_err("too large");
+    assert!(matches!(error, ClientError::TooLarge { .. }), "{error}");
+    let id = sync_client::BlobId([1; 16]);
+    let first = alice.push_as(id, "once").await.expect("pushes");
+    assert_eq!(alice.push_as(id, "once").await.expect("again"), first);
+    assert_eq!(alice.push_as(id, "twice").await.expect_err("other bytes").code(), "blob-id-reused");
+    assert_eq!(alice.pull(Cursor(0), 10).await.expect("pulls").blobs.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copied_home_goes_on_as_another_author_and_device() {
+    let site = Site::new();
+    let (a, b) = (site.device("a").await, site.device("b").await);
+    let alice = founder(&a).await;
+    let bob = pair(&alice, &b).await;
+    alice.push("original").await.expect("pushes");
+    let group = alice.group();
+    let (author, device) = (alice.author(), a.device_id());
+    drop(alice);
+    a.close().await;
+    copy_dir(&site.path("a"), &site.path("copy"));
+    let copy = site.open("copy").await;
+    let copied = copy.client(group).expect("a client");
+    assert_ne!(copied.author(), author);
+    assert_ne!(copy.device_id(), device);
+    copied.push("by the copy").await.expect("pushes");
+    let a = site.open("a").await;
+    let alice = a.client(group).expect("a client");
+    assert_eq!(alice.author(), author, "the original stays who it is");
+    alice.push("by the original").await.expect("pushes");
+    eventually_all(&bob, &["by the copy", "by the original", "original"]).await;
+    assert!(bob.status().await.expect("status").forks.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_is_noticed_at_first_contact_and_nothing_is_lost() {
+    let site = Site::new();
+    let (a, b) = (site.device("a").await, site.device("b").await);
+    let alice = founder(&a).await;
+    let bob = pair(&alice, &b).await;
+    let group = alice.group();
+    alice.push("kept").await.expect("pushes");
+    eventually(&bob, &["kept"]).await;
+    drop(alice);
+    a.close().await;
+    let database = site.path("a").join("sync.db");
+    let old = std::fs::read(&database).expect("reads");
+
+    let a = site.open("a").await;
+    let alice = a.client(group).expect("a client");
+    let author = alice.author();
+    alice.push("forgotten").await.expect("pushes");
+    eventually(&bob, &["kept", "forgotten"]).await;
+    drop((alice, bob));
+    a.close().await;
+    b.close().await;
+
+    // written in place: inode, path and birth time stay, so that nothing local shows it
+    overwrite(&database, &old);
+    let a = site.open("a").await;
+    let alice = a.client(group).expect("a client");
+    assert_eq!(alice.author(), author, "nothing local shows the rollback");
+    alice.push("meanwhile").await.expect("pushes");
+    let b = site.open("b").await;
+    let bob = b.client(group).expect("a client");
+    for client in [&alice, &bob] {
+        eventually_all(client, &["forgotten", "kept", "meanwhile"]).await;
+        assert!(client.status().await.expect("status").forks.is_empty(), "no number was used twice");
+    }
+    assert_ne!(alice.author(), author);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_is_open_once() {
+    let site = Site::new();
+    let _a = site.device("a").await;
+    let error = Device::open(site.config("a")).await.expect_err("held");
+    assert_eq!(error.code(), "busy", "{error}");
+}
+
+/// Puts other bytes into the same file, as a rollback of a whole disk would.
+fn overwrite(path: &Path, bytes: &[u8]) {
+    use std::io::Write as _;
+    for side in ["-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(side);
+        let _ = std::fs::remove_file(name);
+    }
+    let mut file = std::fs::OpenOptions::new().write(true).truncate(true).open(path).expect("opens");
+    file.write_all(bytes).expect("writes");
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("a directory");
+    #[cfg(unix)]
+    std::fs::set_permissions(to, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("permissions");
+    for entry in std::fs::read_dir(from).expect("a home") {
+        let entry = entry.expect("an entry");
+        std::fs::copy(entry.path(), to.join(entry.file_name())).expect("copies");
+    }
+}

@@ -1,0 +1,8 @@
+//! Tests of the whole crate, one module per behaviour.
+
+mod durability;
+mod files;
+mod log;
+mod model;
+mod renewal;
+pub(crate) mod support;

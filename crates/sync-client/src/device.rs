@@ -48,7 +48,8 @@ pub struct Device {
 /// What all parts of a device share.
 pub(crate) struct Inner {
     pub(crate) shared: Shared,
-    _lock: HomeLock,
+    /// Held until the device is closed or dropped.
+    lock: Mutex<Option<HomeLock>>,
     device_id: DeviceId,
     endpoint: Option<Endpoint>,
     pub(crate) rendezvous: Vec<Arc<dyn Rendezvous>>,
@@ -188,7 +189,7 @@ impl Device {
         let device_id = device_id(&device_secret);
         let inner = Arc::new(Inner {
             shared,
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
             device_id,
             endpoint,
             rendezvous,
@@ -366,6 +367,7 @@ impl Device {
         if let Err(error) = inner.shared.store.clone().close().await {
             tracing::warn!(%error, "database was not closed in order; nothing is lost");
         }
+        inner.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 

@@ -89,12 +89,15 @@ pub fn read(
     reader: &Reader<'_>,
     group: &GroupId,
     scope: Scope,
-    replica: &ReplicaId,
+    not_from: Option<ReplicaId>,
     after: Cursor,
     limits: Limits,
     selection: &sync_core::Selection,
 ) -> Result<Reply, StoreError> {
-    let not_from = peer_of(reader, group, replica)?;
+    let not_from = match not_from {
+        Some(replica) => peer_of(reader, group, &replica)?,
+        None => None,
+    };
     let batch = reader.read_after(group, after, limits, selection, not_from)?;
     Ok(Reply::Read {
         scope,

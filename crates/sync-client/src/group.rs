@@ -237,10 +237,10 @@ impl Group {
                 let pull = Pull { scope, after, check, have, covered };
                 self.select(pull).await.map(Some)
             }
-            Effect::Read { scope, replica, after, limit, bytes, selection } => {
+            Effect::Read { scope, not_from, after, limit, bytes, selection } => {
                 let limits = Limits { entries: limit, bytes };
                 let read = move |reader: &sync_store::Reader<'_>| {
-                    exec::read(reader, &id, scope, &replica, after, limits, &selection)
+                    exec::read(reader, &id, scope, not_from, after, limits, &selection)
                 };
                 store.read(read).await.map(Some)
             }

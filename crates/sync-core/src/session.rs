@@ -131,8 +131,8 @@ pub enum Effect {
     Read {
         /// Which answer this prepares.
         scope: Scope,
-        /// The peer's database, whose own entries are left out.
-        replica: ReplicaId,
+        /// Leave out what came from this database: while catching up none, since a peer may have lost what it sent once.
+        not_from: Option<ReplicaId>,
         /// Start behind this cursor.
         after: Cursor,
         /// Entries at most.
@@ -637,7 +637,7 @@ impl Session {
             serving.reading = true;
             let read = Effect::Read {
                 scope,
-                replica: peer.replica,
+                not_from: serving.caught_up.then_some(peer.replica),
                 after: serving.position,
                 limit: serving.limit,
                 bytes: FRAME_BYTES_TARGET,

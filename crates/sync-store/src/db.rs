@@ -135,11 +135,11 @@ pub struct GroupChange {
 impl Txn<'_> {
     /// Does some work that is taken back alone if it fails; the rest of the transaction stands.
     pub fn attempt<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        self.live()?.execute_batch("SAVEPOINT command")?;
+        run(self.live()?, "SAVEPOINT command")?;
         let before = std::mem::take(&mut self.touched);
         let done = work(self);
         let settled = match &done {
-            Ok(_) => self.live().and_then(|conn| Ok(conn.execute_batch("RELEASE command")?)),
+            Ok(_) => self.live().and_then(|conn| run(conn, "RELEASE command")),
             Err(_) => self.take_back(),
         };
         self.touched.extend(before);
@@ -159,8 +159,8 @@ impl Txn<'_> {
         for group in std::mem::take(&mut self.touched) {
             self.db.groups.remove(&group);
         }
-        self.live()?.execute_batch("ROLLBACK TO command; RELEASE command")?;
-        Ok(())
+        run(self.live()?, "ROLLBACK TO command")?;
+        run(self.live()?, "RELEASE command")
     }
 
     /// Makes everything durable.
@@ -226,6 +226,12 @@ impl Drop for Txn<'_> {
             self.db.groups.remove(group);
         }
     }
+}
+
+/// Runs a statement that is prepared once.
+fn run(conn: &Connection, sql: &str) -> Result<(), StoreError> {
+    conn.prepare_cached(sql)?.execute([])?;
+    Ok(())
 }
 
 /// A group under change.

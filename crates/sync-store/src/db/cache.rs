@@ -227,7 +227,15 @@ pub(super) struct Inserter<'a> {
     rng: &'a mut dyn CryptoRng,
     pub(super) group: &'a mut Group,
     insert: CachedStatement<'a>,
-    numbers: BTreeMap<AuthorId, Vec<Number>>,
+    grown: BTreeMap<AuthorId, Grown>,
+}
+
+/// What was added to a feed.
+#[derive(Default)]
+struct Grown {
+    numbers: Vec<Number>,
+    /// A range that was written before starts earlier now, or is part of the one before it.
+    joined: bool,
 }
 
 impl<'a> Inserter<'a> {
@@ -240,7 +248,7 @@ impl<'a> Inserter<'a> {
             "INSERT INTO entries (id, chk, state, feed, number, class, own, source, blob_id, hash, previous, digest, \
              epoch_number, epoch_hash, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
         )?;
-        Ok(Self { conn, rng, group, insert, numbers: BTreeMap::new() })
+        Ok(Self { conn, rng, group, insert, grown: BTreeMap::new() })
     }
 
     /// Stores an envelope under the next cursor.
@@ -277,13 +285,15 @@ impl<'a> Inserter<'a> {
             // of two the lower hash, whichever came first
             feed.state.head = feed.state.head.min(row.hash);
         }
+        let grown = self.grown.entry(header.sender).or_default();
+        grown.joined |= header.number.next().is_some_and(|next| feed.state.held.contains(next));
+        grown.numbers.push(header.number);
         feed.state.held.insert(header.number);
         feed.state.fork = [feed.state.fork, row.fork].into_iter().flatten().min();
         if header.class == Class::Membership {
             self.group.membership_changed();
         }
         self.group.max_cursor = cursor;
-        self.numbers.entry(header.sender).or_default().push(header.number);
         Ok(cursor)
     }
 
@@ -295,14 +305,16 @@ impl<'a> Inserter<'a> {
             "INSERT INTO feed_ranges (feed, first, last) VALUES (?1, ?2, ?3) \
              ON CONFLICT (feed, first) DO UPDATE SET last = excluded.last",
         )?;
-        for (author, mut numbers) in self.numbers {
+        for (author, Grown { mut numbers, joined }) in self.grown {
             let Some(feed) = self.group.feeds.get(&author) else { continue };
             numbers.sort_unstable();
             let ranges = feed.state.held.ranges();
             let mut at = 0;
             while at < numbers.len() {
                 let range = ranges[ranges.partition_point(|range| range.last < numbers[at])];
-                shrink.execute((feed.row, signed(range.first.0), signed(range.last.0)))?;
+                if joined {
+                    shrink.execute((feed.row, signed(range.first.0), signed(range.last.0)))?;
+                }
                 grow.execute((feed.row, signed(range.first.0), signed(range.last.0)))?;
                 at += numbers[at..].partition_point(|number| *number <= range.last);
             }

@@ -68,7 +68,7 @@ fn prepare(conn: &mut Connection, options: &DbOptions, rng: &mut dyn CryptoRng) 
         return Err(Failure::Store(StoreError::ReadOnly));
     }
     if found == 0 {
-        conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;        conn.pragma_update(None, "page_size", 4096)?;
     }
     conn.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     conn.pragma_update(None, "synchronous", "FULL")?;

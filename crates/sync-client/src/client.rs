@@ -9,7 +9,7 @@ use sync_types::bounds::MAX_APP_BYTES;
 use sync_types::{AuthorId, BlobId, Cursor, DeviceId, Envelope, GroupId, Timestamp};
 
 use crate::config::Config;
-use crate::device::{Device, Inner};
+use crate::device::{Device, Owner};
 use crate::error::ClientError;
 use crate::event::Subscription;
 use crate::group::{Group, now};
@@ -65,7 +65,7 @@ pub struct Pulled {
 /// sure. Dropping any other future has no effect.
 #[derive(Debug, Clone)]
 pub struct SyncClient {
-    device: Arc<Inner>,
+    device: Owner,
     group: Arc<Group>,
 }
 
@@ -79,7 +79,7 @@ impl SyncClient {
         device.only_client()
     }
 
-    pub(crate) fn new_in(device: Arc<Inner>, group: Arc<Group>) -> Self {
+    pub(crate) fn new_in(device: Owner, group: Arc<Group>) -> Self {
         Self { device, group }
     }
 

@@ -27,7 +27,7 @@ use crate::home::{Fingerprint, Home, HomeLock};
 use crate::keys::{Author, GroupKeys, SharedRng, draw, succession, with_rng};
 use crate::link::SYNC_ALPN;
 use crate::pairing::{self, Invitation, JoinProgress, OpenInvite, PAIR_ALPN};
-use crate::{peers, secrets};
+use crate::{discovery, peers, secrets};
 
 /// Name under which mDNS announces devices.
 const MDNS_SERVICE: &str = "syncshell";
@@ -39,10 +39,38 @@ const CLOSE_WAIT: Duration = Duration::from_secs(3);
 const META_FINGERPRINT: &str = "fingerprint";
 const META_PORT: &str = "port";
 
-/// One opened home. Clones share it; [`Device::close`] ends it for all.
+/// One opened home. Clones and clients share it; [`Device::close`] ends it for all, as does dropping the last of them.
 #[derive(Debug, Clone)]
 pub struct Device {
-    pub(crate) inner: Arc<Inner>,
+    pub(crate) inner: Owner,
+}
+
+/// A share in a device; the device ends with the last, while its tasks only borrow it.
+#[derive(Debug, Clone)]
+pub(crate) struct Owner(Arc<LastDrop>);
+
+#[derive(Debug)]
+struct LastDrop(Arc<Inner>);
+
+impl Drop for LastDrop {
+    fn drop(&mut self) {
+        self.0.closed.cancel();
+        self.0.tasks.close();
+    }
+}
+
+impl Owner {
+    fn new(inner: Arc<Inner>) -> Self {
+        Self(Arc::new(LastDrop(inner)))
+    }
+}
+
+impl std::ops::Deref for Owner {
+    type Target = Arc<Inner>;
+
+    fn deref(&self) -> &Arc<Inner> {
+        &self.0.0
+    }
 }
 
 /// What all parts of a device share.
@@ -138,6 +166,10 @@ impl Inner {
         let group = Group::open(self.shared.clone(), row, copied).await?;
         self.groups.write().unwrap_or_else(PoisonError::into_inner).insert(id, group.clone());
         peers::want_all(self, &group).await;
+        if self.endpoint.is_some() {
+            self.spawn(discovery::run(self.clone(), group.clone()));
+            pairing::resume(self, &group).await?;
+        }
         Ok(group)
     }
 }
@@ -212,7 +244,7 @@ impl Device {
         if copied {
             remember_place(&inner.shared, &home).await?;
         }
-        Ok(Self { inner })
+        Ok(Self { inner: Owner::new(inner) })
     }
 
     /// The device's name.
@@ -355,11 +387,12 @@ impl Device {
 
     /// Ends sessions, tells peers, writes everything into the database's main file and lets go of the home.
     pub async fn close(self) {
-        let inner = self.inner;
+        let inner = &self.inner;
         inner.closed.cancel();
         inner.tasks.close();
         let _ = tokio::time::timeout(CLOSE_WAIT, inner.tasks.wait()).await;
-        inner.invites.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let invites = std::mem::take(&mut *inner.invites.lock().unwrap_or_else(PoisonError::into_inner));
+        invites.into_values().for_each(OpenInvite::release);
         inner.publication.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(endpoint) = inner.endpoint() {
             endpoint.close().await;

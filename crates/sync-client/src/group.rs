@@ -449,6 +449,7 @@ impl Group {
     /// Where a device may be dialled: what it publishes on this machine, then what it last said.
     pub(crate) async fn addresses_of(&self, device: &Inner, peer: &DeviceId) -> Vec<SocketAddr> {
         let mut addresses = device.same_machine_addresses(peer);
+        addresses.extend(self.peers.found_at(peer));
         let stored = self.stored_peers().await.into_iter().filter(|known| known.device == Some(*peer));
         for address in stored.flat_map(|known| known.addresses).filter_map(|text| text.parse().ok()) {
             if !addresses.contains(&address) {

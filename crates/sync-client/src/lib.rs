@@ -6,6 +6,7 @@
 mod client;
 mod config;
 mod device;
+mod discovery;
 mod error;
 mod event;
 pub mod exec;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::group::Group;
 
 /// Name of the sync protocol in the connection handshake.
-pub const SYNC_ALPN: &[u8] = b"syncshell/sync/1";
+pub(crate) const SYNC_ALPN: &[u8] = b"syncshell/sync/1";
 /// Label under which a session's channel binding is exported.
 const EXPORT_LABEL: &[u8] = b"syncshell sync v1";
 /// Frames waiting to be sent: a session has at most its window of them under way, each acknowledged by one.
@@ -185,7 +185,7 @@ impl Driver<'_> {
     async fn malformed(&self, text: String) -> Close {
         self.group.count_refused(1);
         tracing::debug!(%text, "peer sent a frame that cannot be read");
-        let frame = Frame::Error { code: ErrorCode::Protocol, text: text.clone() };
+        let frame = Frame::error(ErrorCode::Protocol, &text);
         let _ = self.out.send(frame).await;
         ended(ErrorCode::Protocol, text)
     }

@@ -28,7 +28,7 @@ use crate::keys::{GroupKeys, draw, with_rng};
 use crate::{peers, secrets};
 
 /// Name of the pairing protocol in the connection handshake.
-pub const PAIR_ALPN: &[u8] = b"syncshell/pair/1";
+pub(crate) const PAIR_ALPN: &[u8] = b"syncshell/pair/1";
 const EXPORT_LABEL: &[u8] = b"syncshell pair v1";
 /// Time to look for who answers a code: LAN answers come within a second, a slow Wi-Fi within some.
 const LOOKUP_WAIT: Duration = Duration::from_secs(8);
@@ -107,6 +107,16 @@ pub(crate) struct OpenInvite {
     outcome: watch::Sender<Option<InviteOutcome>>,
 }
 
+impl OpenInvite {
+    /// Stops answering; that it was used or ended stays to be read where that is possible.
+    pub(crate) fn release(self) {
+        let ended = self.outcome.borrow().is_some();
+        for publication in self.publications {
+            if ended { publication.leave() } else { publication.withdraw() }
+        }
+    }
+}
+
 fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -138,14 +148,40 @@ pub(crate) async fn invite(
     let lifetime = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX).min(INVITE_LIFETIME_MS);
     let expires = Timestamp(now().0.saturating_add(lifetime));
     record_invite(group, &keys, expires).await?;
+    let outcome = serve(device, group, keys, expires).await;
+    Ok(Invitation { id, code: text, link: ticket.to_link(), expires, outcome })
+}
+
+/// Answers an invite until it ends and some time longer.
+async fn serve(
+    device: &Arc<Inner>,
+    group: &Arc<Group>,
+    keys: InviteKeys,
+    expires: Timestamp,
+) -> watch::Receiver<Option<InviteOutcome>> {
+    let id = keys.invite_id();
     let (outcome, watched) = watch::channel(None);
     let record = record(device, &keys, InviteState::Open, expires);
     let publications = publish(device, &keys, record).await;
-    lock(&device.invites)
-        .insert(id, OpenInvite { group: group.id, keys, expires, publications, outcome });
+    lock(&device.invites).insert(id, OpenInvite { group: group.id, keys, expires, publications, outcome });
     let (inner, group) = (device.clone(), group.clone());
-    device.spawn(async move { tend(&inner, &group, id, lifetime).await });
-    Ok(Invitation { id, code: text, link: ticket.to_link(), expires, outcome: watched })
+    let left = expires.0.saturating_sub(now().0).min(INVITE_LIFETIME_MS);
+    device.spawn(async move { tend(&inner, &group, id, left).await });
+    watched
+}
+
+/// Answers again what was open when this device was last closed or killed.
+pub(crate) async fn resume(device: &Arc<Inner>, group: &Arc<Group>) -> Result<(), ClientError> {
+    let id = group.id;
+    let known = group.store().read(move |reader| reader.invites(&id)).await?;
+    for (invite, status) in known {
+        if status.state_at(now()) == InviteState::Open
+            && let Some(keys) = secrets::invite(group.shared(), invite).await?
+        {
+            serve(device, group, keys, status.expires).await;
+        }
+    }
+    Ok(())
 }
 
 /// Writes the invite's membership entry, its state and its keys in one transaction.
@@ -228,7 +264,10 @@ async fn tend(device: &Arc<Inner>, group: &Group, id: InviteId, lifetime_ms: u64
         () = tokio::time::sleep(CLOSED_WAIT) => {}
         () = closed.cancelled() => {}
     }
-    lock(&device.invites).remove(&id);
+    let open = lock(&device.invites).remove(&id);
+    if let Some(open) = open {
+        open.release();
+    }
 }
 
 /// Publishes what became of an invite, and tells who waits.
@@ -303,7 +342,7 @@ pub(crate) async fn answer(device: &Arc<Inner>, connection: Connection) {
     if let Err(refusal) = grant(device, &connection, &mut stream).await {
         device.count_refused();
         tracing::debug!(?refusal, "join refused");
-        let frame = Frame::Error { code: refusal, text: words(refusal).to_owned() };
+        let frame = Frame::error(refusal, words(refusal));
         if stream.sender.send(frame.encode()).await.is_ok() && stream.sender.finish().await.is_ok() {
             let _ = tokio::time::timeout(STEP_WAIT, stream.sender.delivered()).await;
         }

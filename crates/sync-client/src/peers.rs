@@ -36,6 +36,8 @@ pub(crate) struct Peers {
     tasks: Mutex<HashMap<DeviceId, mpsc::Sender<Step>>>,
     states: Mutex<HashMap<DeviceId, State>>,
     live: Mutex<HashMap<DeviceId, Live>>,
+    /// Where a rendezvous says that devices can be dialled.
+    found: Mutex<HashMap<DeviceId, Vec<SocketAddr>>>,
 }
 
 /// An established session.
@@ -68,6 +70,20 @@ impl Peers {
             return State::Connected;
         }
         lock(&self.states).get(device).copied().unwrap_or(State::Disconnected)
+    }
+
+    /// Where a rendezvous says that a device can be dialled.
+    pub(crate) fn found_at(&self, device: &DeviceId) -> Vec<SocketAddr> {
+        lock(&self.found).get(device).cloned().unwrap_or_default()
+    }
+
+    /// Remembers where a rendezvous says that a device can be dialled; true if that is news.
+    pub(crate) fn find(&self, device: DeviceId, addresses: Vec<SocketAddr>) -> bool {
+        let mut found = lock(&self.found);
+        if !found.contains_key(&device) && found.len() >= MAX_PEERS {
+            return false;
+        }
+        found.insert(device, addresses.clone()) != Some(addresses)
     }
 
     /// Tells a peer's task something, if there is one.
@@ -264,7 +280,7 @@ pub(crate) async fn accept(device: &Arc<Inner>, connection: Connection) {
 }
 
 async fn refuse(mut stream: FrameStream, connection: &Connection, code: ErrorCode, text: &str) {
-    let frame = Frame::Error { code, text: text.to_owned() };
+    let frame = Frame::error(code, text);
     if stream.sender.send(frame.encode()).await.is_ok() && stream.sender.finish().await.is_ok() {
         let _ = tokio::time::timeout(Duration::from_secs(1), stream.sender.delivered()).await;
     }

@@ -286,3 +286,60 @@ fn copy_dir(from: &Path, to: &Path) {
         std::fs::copy(entry.path(), to.join(entry.file_name())).expect("copies");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_passphrase_and_a_name_are_a_group_whose_devices_find_each_other() {
+    let site = Site::new();
+    let (a, b) = (site.device("a").await, site.device("b").await);
+    let words = "orbit velvet canyon mimic thunder apology";
+    let group = a.open_passphrase_group("Family ", words).await.expect("opens");
+    assert_eq!(b.open_passphrase_group("family", words).await.expect("opens"), group);
+    let (alice, bob) = (a.client(group).expect("a client"), b.client(group).expect("a client"));
+    assert_ne!(alice.author(), bob.author());
+    alice.push("hello").await.expect("pushes");
+    eventually(&bob, &["hello"]).await;
+    let weak = a.open_passphrase_group("friends", "password1").await.expect_err("weak");
+    assert_eq!(weak.code(), "weak-passphrase");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_never_paired_with_each_other_meet() {
+    let site = Site::new();
+    let (a, b, c) = (site.device("a").await, site.device("b").await, site.device("c").await);
+    let alice = founder(&a).await;
+    let bob = pair(&alice, &b).await;
+    let carol = pair(&alice, &c).await;
+    drop(alice);
+    a.close().await;
+    bob.push("to carol").await.expect("pushes");
+    eventually(&carol, &["to carol"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_used_code_says_so_after_its_maker_is_gone_and_an_open_one_outlives_a_restart() {
+    let site = Site::new();
+    let (a, b, c) = (site.device("a").await, site.device("b").await, site.device("c").await);
+    let alice = founder(&a).await;
+    let group = alice.group();
+    let used = a.invite(group, LIFETIME).await.expect("invites");
+    b.join(&used.code, |_| {}).await.expect("joins");
+    let open = a.invite(group, LIFETIME).await.expect("invites");
+    drop(alice);
+    a.close().await;
+    assert_eq!(c.join(&used.code, |_| {}).await.expect_err("used").code(), "invite-used");
+    assert_eq!(c.join(&open.code, |_| {}).await.expect_err("nobody there").code(), "invite-not-found");
+    let _a = site.open("a").await;
+    c.join(&open.code, |_| {}).await.expect("joins");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_device_lets_go_of_its_home() {
+    let site = Site::new();
+    let a = site.device("a").await;
+    let alice = founder(&a).await;
+    drop(a);
+    alice.push("still open").await.expect("pushes");
+    drop(alice);
+    let a = site.open("a").await;
+    eventually(&a.only_client().expect("one group"), &["still open"]).await;
+}

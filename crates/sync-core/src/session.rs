@@ -754,7 +754,7 @@ impl Session {
     }
 
     fn refuse(&mut self, code: ErrorCode, text: &str) {
-        self.effects.push_back(Effect::Send(Frame::Error { code, text: text.to_owned() }));
+        self.effects.push_back(Effect::Send(Frame::error(code, text)));
         self.close(Close { code, text: text.to_owned(), by_peer: false });
     }
 

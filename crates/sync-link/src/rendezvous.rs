@@ -79,26 +79,36 @@ pub trait Published: Send {
 
 /// A published record; dropping this withdraws it.
 #[must_use = "a record is withdrawn when its publication is dropped"]
-pub struct Publication(Box<dyn Published>);
+pub struct Publication {
+    published: Box<dyn Published>,
+    stays: bool,
+}
 
 impl Publication {
     /// Wraps a provider's side.
     pub fn new(published: impl Published + 'static) -> Self {
-        Self(Box::new(published))
+        Self { published: Box::new(published), stays: false }
     }
 
     /// Publishes other bytes under the same id, as when an invite has been used.
     pub async fn replace(&mut self, record: Record) -> Result<(), RendezvousError> {
-        self.0.replace(record).await
+        self.published.replace(record).await
     }
 
     /// Takes the record back.
     pub fn withdraw(self) {}
+
+    /// Leaves the record to grow stale where a provider keeps it without us, as when it says that an invite was used.
+    pub fn leave(mut self) {
+        self.stays = true;
+    }
 }
 
 impl Drop for Publication {
     fn drop(&mut self) {
-        self.0.withdraw();
+        if !self.stays {
+            self.published.withdraw();
+        }
     }
 }
 

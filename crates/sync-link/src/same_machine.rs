@@ -1,6 +1,6 @@
 //! Same machine: processes of one user find each other through a directory only that user can enter.
 //!
-//! `invites/` holds a sealed record per open invite, named by its lookup id.
+//! `invites/` holds sealed records, named by their lookup id and, since several processes may publish under one, a suffix.
 //! `devices/` holds the current addresses of each running device, one a line, named by the BLAKE3 of its device id.
 //! Files appear whole and are removed by whoever wrote them; what a crash leaves behind is an address at which nobody answers, and is swept later.
 
@@ -21,7 +21,8 @@ use futures_util::future::{self, BoxFuture, FutureExt as _};
 use tokio::task::JoinSet;
 
 use crate::rendezvous::{
-    Lookup, LookupId, LookupSink, MAX_RECORD, Publication, Published, Record, Rendezvous, RendezvousError,
+    Lookup, LookupId, LookupSink, MAX_CANDIDATES, MAX_RECORD, Publication, Published, Record, Rendezvous,
+    RendezvousError,
 };
 
 /// A record is shown for at most this long; an invite lives ten minutes, and whatever is older was left by a crash.
@@ -103,7 +104,7 @@ impl Rendezvous for SameMachine {
 
     fn publish(&self, id: LookupId, record: Record) -> BoxFuture<'_, Result<Publication, RendezvousError>> {
         self.directory.sweep(INVITES, INVITE_STALE);
-        let file = OwnFile::new(self.directory.clone(), invite_file(id));
+        let file = OwnFile::new(self.directory.clone(), new_record_file(id));
         let written = file.write(record.as_bytes());
         future::ready(match written {
             Ok(()) => Ok(Publication::new(Invite(file))),
@@ -195,14 +196,15 @@ impl Published for Invite {
 }
 
 async fn watch_invite(directory: Arc<Directory>, id: LookupId, mut sink: LookupSink) {
-    let name = invite_file(id);
     let mut poll = tokio::time::interval(POLL_EVERY);
     loop {
         poll.tick().await;
-        match directory.read(&name, MAX_RECORD, INVITE_STALE) {
-            Ok(Some(bytes)) => sink.candidate(&bytes).await,
-            Ok(None) => {}
-            Err(error) => sink.warn(error.into()).await,
+        for name in directory.records_of(id) {
+            match directory.read(&name, MAX_RECORD, INVITE_STALE) {
+                Ok(Some(bytes)) => sink.candidate(&bytes).await,
+                Ok(None) => {}
+                Err(error) => sink.warn(error.into()).await,
+            }
         }
     }
 }
@@ -309,6 +311,18 @@ impl Directory {
         read_bounded(&path, max).map_err(|error| self.io(&path, error))
     }
 
+    /// The files that hold records under an id, at most [`MAX_CANDIDATES`].
+    fn records_of(&self, id: LookupId) -> Vec<PathBuf> {
+        let prefix = format!("{}-", id.to_hex());
+        let Ok(entries) = fs::read_dir(self.path.join(INVITES)) else { return Vec::new() };
+        let names = entries.take(MAX_SWEEP).flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        names
+            .filter(|name| name.starts_with(&prefix) && !name.ends_with(BESIDE))
+            .take(MAX_CANDIDATES)
+            .map(|name| Path::new(INVITES).join(name))
+            .collect()
+    }
+
     /// Removes stale files; what cannot be removed is harmless.
     fn sweep(&self, name: &str, stale: Duration) {
         let Ok(entries) = fs::read_dir(self.path.join(name)) else {
@@ -329,8 +343,13 @@ impl Directory {
     }
 }
 
-fn invite_file(id: LookupId) -> PathBuf {
-    Path::new(INVITES).join(id.to_hex())
+/// A name for a record under this id that no other publication has, also none of a process that is gone.
+fn new_record_file(id: LookupId) -> PathBuf {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (process, count) = (std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+    Path::new(INVITES).join(format!("{}-{process}-{count}-{}", id.to_hex(), since.as_nanos()))
 }
 
 fn device_file(device: &[u8; 32]) -> PathBuf {

@@ -296,6 +296,16 @@ impl Grant {
 }
 
 impl Frame {
+    /// A refusal, its words cut to what a frame may hold.
+    #[must_use]
+    pub fn error(code: ErrorCode, text: &str) -> Self {
+        let mut end = text.len().min(MAX_TEXT);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        Self::Error { code, text: text[..end].to_owned() }
+    }
+
     /// The bytes of the frame.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -687,6 +697,12 @@ mod tests {
                3 920152
               10 9401ccff0ba475736564
                3 92017e"#]].assert_eq(&lines.join("\n"));
+    }
+
+    #[test]
+    fn a_refusal_fits_its_frame_whatever_it_says() {
+        let bytes = Frame::error(ErrorCode::Unavailable, &"ä".repeat(MAX_TEXT)).encode();
+        assert!(Frame::decode(&bytes).is_ok());
     }
 
     #[test]

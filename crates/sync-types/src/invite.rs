@@ -1,4 +1,4 @@
-//! Invites as they are shown and found: the link, and the record a rendezvous keeps.
+//! What a rendezvous keeps, and invites as they are shown: the link, an invite's record, a member's record.
 
 use crate::bounds::{MAX_ADDRESSES, MAX_TEXT};
 use crate::ids::{DeviceId, Timestamp};
@@ -142,6 +142,48 @@ impl InviteRecord {
     }
 }
 
+/// What a rendezvous keeps, sealed, for the members of a group: where one of their devices can be dialled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberRecord {
+    /// The device.
+    pub device: DeviceId,
+    /// Where it can be dialled.
+    pub addresses: Vec<String>,
+}
+
+impl MemberRecord {
+    /// The plaintext of the record, always [`RECORD_LEN`] bytes; addresses that do not fit are left out.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        for count in (0..=self.addresses.len().min(MAX_ADDRESSES)).rev() {
+            let mut writer = Writer::array_of(3);
+            writer.uint(VERSION).bin(&self.device.0).texts(&self.addresses[..count]);
+            let mut bytes = writer.finish();
+            if bytes.len() <= RECORD_LEN {
+                bytes.resize(RECORD_LEN, 0);
+                return bytes;
+            }
+        }
+        unreachable!("BUG: a record without addresses is short")
+    }
+
+    /// Reads the plaintext of a record.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        if bytes.len() != RECORD_LEN {
+            return Err(FormatError::Malformed { field: "record" });
+        }
+        let mut reader = Reader::new(bytes);
+        let fields = reader.array("record", 3, 64)?;
+        check_version("record", &mut reader)?;
+        let record = Self {
+            device: DeviceId(reader.fixed("device")?),
+            addresses: reader.texts("addresses", MAX_ADDRESSES)?,
+        };
+        reader.skip("record", fields - 3)?;
+        Ok(record)
+    }
+}
+
 fn check_version(what: &'static str, reader: &mut Reader<'_>) -> Result<(), FormatError> {
     match reader.uint("version")? {
         VERSION => Ok(()),
@@ -177,6 +219,9 @@ mod tests {
         let bytes = record.encode();
         assert_eq!(bytes.len(), RECORD_LEN);
         assert_eq!(InviteRecord::decode(&bytes), Ok(record.clone()));
+        let member = MemberRecord { device: record.device, addresses: vec!["y".repeat(200); 3] };
+        let read = MemberRecord::decode(&member.encode()).expect("fits");
+        assert_eq!((read.device, read.addresses.len()), (member.device, 2));
         record.addresses = vec!["x".repeat(200); 16];
         let short = InviteRecord::decode(&record.encode()).expect("fits");
         assert_eq!(short.addresses.len(), 2);

@@ -15,6 +15,6 @@ pub use charter::{Charter, Chunker, GroupKind, Quorum};
 pub use envelope::{Class, Draft, Envelope, EnvelopeType, Header};
 pub use frame::{Carried, ErrorCode, FeedHave, Frame, Grant, Range, Scope, Want};
 pub use ids::*;
-pub use invite::{InviteRecord, InviteState, Ticket};
+pub use invite::{InviteRecord, InviteState, MemberRecord, Ticket};
 pub use operation::{Operation, Role, SignedOperation, succession_statement};
 pub use wire::{FormatError, Reader, Writer};

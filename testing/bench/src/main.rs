@@ -1,2 +1,58 @@
-//! sync-bench.
-fn main() {}
+//! Our figures, measured on the real client, beside what the machine itself can do in the same minute.
+//!
+//! `sync-bench log` works on real homes on disk, between processes of this program that talk over iroh on loopback.
+//! Times are printed with their targets and never asserted: the exit code says whether everything worked.
+
+mod figures;
+mod floor;
+mod log;
+mod peer;
+mod remote;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measures Syncshell.
+#[derive(Parser)]
+#[command(name = "sync-bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Push, delivery and catch-up of 1 KiB blobs
+    Log(log::Args),
+    /// One device of a measurement, told what to do on standard input
+    #[command(hide = true)]
+    Peer,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let done = match Cli::parse().bench {
+        Bench::Log(args) => log::run(&args).await,
+        Bench::Peer => peer::run().await,
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

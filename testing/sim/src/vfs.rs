@@ -17,7 +17,9 @@ use rand_core::Rng;
 use rusqlite::ffi;
 
 /// Bytes the disk writes whole or not at all.
-pub const SECTOR: usize = 512;
+const SECTOR: usize = 512;
+/// The same as SQLite is told.
+const SECTOR_SIZE: c_int = 512;
 
 /// What happens at the n-th operation that changes the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -606,7 +608,7 @@ unsafe extern "C" fn file_control(_file: *mut ffi::sqlite3_file, _operation: c_i
 }
 
 unsafe extern "C" fn sector_size(_file: *mut ffi::sqlite3_file) -> c_int {
-    const { SECTOR as c_int }
+    SECTOR_SIZE
 }
 
 unsafe extern "C" fn device_characteristics(_file: *mut ffi::sqlite3_file) -> c_int {

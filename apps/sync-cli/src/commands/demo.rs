@@ -134,12 +134,11 @@ async fn survive(pusher: &mut Device, victim: &mut Device, story: &mut Story) ->
     story.tell("push-while-down", text)?;
 
     victim.start().await?;
-    let started = story.tell("restart", format!("{name} runs again as process {}", victim.pid()))?;
+    story.tell("restart", format!("{name} runs again as process {}", victim.pid()))?;
     let arrived = victim.read(before, BACKLOG).await?;
     let in_order = arrived.iter().enumerate().all(|(number, blob)| blob.bytes == backlog(number).into_bytes());
     check(in_order, format!("the {BACKLOG} blobs did not reach {name} in order and once each"))?;
     story.tell("catch-up", format!("{name} has all {BACKLOG}, in order and once each"))?;
-    tracing::debug!(elapsed = ?started.elapsed(), "caught up");
 
     let half = BACKLOG / 2;
     let rest = pusher.after(cursors[half - 1]).await?;
@@ -183,13 +182,12 @@ struct Story {
 }
 
 impl Story {
-    fn tell(&mut self, step: &str, text: impl Display) -> Result<Instant, Failure> {
+    fn tell(&mut self, step: &str, text: impl Display) -> Result<(), Failure> {
         let now = Instant::now();
         let ms = millis(now - self.last);
         self.last = now;
         let text = text.to_string();
-        self.out.result(format!("{ms:>6} ms  {text}"), &Step { step, ms, text: text.clone() })?;
-        Ok(now)
+        self.out.result(format!("{ms:>6} ms  {text}"), &Step { step, ms, text: text.clone() })
     }
 }
 

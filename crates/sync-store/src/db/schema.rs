@@ -68,7 +68,8 @@ fn prepare(conn: &mut Connection, options: &DbOptions, rng: &mut dyn CryptoRng) 
         return Err(Failure::Store(StoreError::ReadOnly));
     }
     if found == 0 {
-        conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;        conn.pragma_update(None, "page_size", 4096)?;
+        conn.pragma_update(None, "page_size", 8192)?;
+        conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     }
     conn.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     conn.pragma_update(None, "synchronous", "FULL")?;
@@ -76,6 +77,7 @@ fn prepare(conn: &mut Connection, options: &DbOptions, rng: &mut dyn CryptoRng) 
     conn.pragma_update(None, "fullfsync", "ON")?;
     conn.pragma_update(None, "checkpoint_fullfsync", "ON")?;
     conn.pragma_update(None, "foreign_keys", "ON")?;
+    conn.pragma_update(None, "temp_store", "MEMORY")?;
     conn.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
     conn.pragma_update_and_check(None, "wal_autocheckpoint", CHECKPOINT_PAGES, |_| Ok(()))?;
     conn.pragma_update_and_check(None, "journal_size_limit", WAL_BYTES, |_| Ok(()))?;

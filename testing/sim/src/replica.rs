@@ -1,0 +1,535 @@
+//! One replica: a real database on a simulated disk, with its keys, its author and its app.
+//!
+//! What it does with an effect is what `sync-client` does, by the same functions, without the async shell.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use rand_chacha::ChaCha20Rng;
+use sync_client::exec::{self, Arrival, Pull};
+use sync_client::keys::{Author, GroupKeys, SharedRng, succession};
+use sync_client::reopen;
+use sync_core::Membership;
+use sync_core::session::{Effect, Reply};
+use sync_crypto::author::AUTHOR_SECRET_LEN;
+use sync_crypto::rotation::{Before, History, make_rotation};
+use sync_crypto::{AuthorSecret, EpochSecret};
+use sync_store::{
+    Appended, Content, Db, DbOptions, Limits, NewEntry, Renewal, SealEntries, SealError, StoreError, Txn,
+};
+use sync_types::{
+    AuthorId, AuthorKeys, BlobId, Class, Cursor, Envelope, EnvelopeHash, EpochId, GroupId, Number, ReplicaId, Scope,
+    SignedOperation, Timestamp, Want,
+};
+
+use crate::random::{bytes, derive};
+use crate::vfs::{Disk, Image};
+
+/// Keys the digests that tell a retry from another entry.
+const DIGEST_KEY: [u8; 32] = [7; 32];
+/// Kinds of secrets, as the client names them; nothing here is worth sealing.
+const AUTHOR: &str = "author";
+const EPOCH: &str = "epoch";
+/// Renewals tried for one request, as in the client.
+const MAX_RENEWALS: usize = 3;
+/// No limit worth the name.
+pub(crate) const ALL: Limits = Limits { entries: usize::MAX, bytes: usize::MAX };
+
+/// Everything ever sealed here, in order.
+type Seals = Arc<Mutex<Vec<Vec<u8>>>>;
+
+/// An app that reads what comes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct App {
+    /// Where it reads on.
+    pub(crate) cursor: Cursor,
+    /// Envelopes it was given.
+    pub(crate) seen: BTreeSet<EnvelopeHash>,
+}
+
+/// A copy of a home, made while it was in use.
+#[derive(Debug, Clone)]
+pub(crate) struct Backup {
+    image: Image,
+    app: App,
+    copied: bool,
+}
+
+/// A place where a replica is, was or may be.
+pub(crate) struct Replica {
+    // closed before its disk goes
+    pub(crate) running: Option<Running>,
+    pub(crate) disk: Disk,
+    /// The machine's source of randomness; no crash and no backup rewinds it.
+    rng: SharedRng,
+    seals: Seals,
+    /// The keys with which a newcomer asks to be admitted, again after a crash.
+    pub(crate) newcomer: AuthorSecret,
+    /// There is a home here, with a database or soon to have one.
+    pub(crate) exists: bool,
+    /// The home is a copy that has not started as a replica of its own yet.
+    copied: bool,
+    /// How often it was replaced by a backup.
+    pub(crate) restored: u32,
+    /// Ms that its clock is off.
+    pub(crate) clock: i64,
+    /// Something is wrong with its disk, so that errors are no surprise.
+    pub(crate) troubled: bool,
+    /// What it holds for certain.
+    pub(crate) held: BTreeSet<EnvelopeHash>,
+    /// The highest number of its own feeds that others were seen to hold.
+    pub(crate) shown: BTreeMap<AuthorId, Number>,
+    pub(crate) app: App,
+    /// What the app asked to push and was not told to be stored.
+    pub(crate) outbox: Vec<NewEntry>,
+    pub(crate) backup: Option<Backup>,
+}
+
+/// A replica that is up.
+pub(crate) struct Running {
+    pub(crate) db: Db,
+    pub(crate) group: GroupId,
+    pub(crate) keys: Arc<RwLock<GroupKeys>>,
+    author: Arc<Recorder>,
+    pub(crate) id: ReplicaId,
+    rng: SharedRng,
+    seals: Seals,
+    copied: bool,
+}
+
+/// Seals as an author and remembers what was sealed, stored or not.
+struct Recorder {
+    author: Author,
+    seals: Seals,
+}
+
+impl SealEntries for Recorder {
+    fn author(&self) -> AuthorId {
+        self.author.author()
+    }
+
+    fn seal(&self, number: Number, previous: EnvelopeHash, entry: &NewEntry) -> Result<Vec<u8>, SealError> {
+        let sealed = self.author.seal(number, previous, entry)?;
+        remember(&self.seals, &sealed);
+        Ok(sealed)
+    }
+}
+
+fn remember(seals: &Seals, sealed: &[u8]) {
+    seals.lock().unwrap_or_else(PoisonError::into_inner).push(sealed.to_vec());
+}
+
+/// What stands under one cursor.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) cursor: Cursor,
+    pub(crate) hash: EnvelopeHash,
+    pub(crate) sender: AuthorId,
+    pub(crate) number: Number,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// An entry of an author, timestamp and digest included.
+pub(crate) fn entry(blob_id: BlobId, now: Timestamp, content: Content) -> NewEntry {
+    let digest = content.digest(&DIGEST_KEY);
+    NewEntry { blob_id, timestamp: now, content, digest }
+}
+
+fn random<const N: usize>(rng: &SharedRng) -> [u8; N] {
+    bytes(&mut Draws(rng))
+}
+
+/// A shared generator, locked for each draw.
+struct Draws<'a>(&'a SharedRng);
+
+impl rand_core::TryRng for Draws<'_> {
+    type Error = std::convert::Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).try_next_u32()
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).try_next_u64()
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Self::Error> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).try_fill_bytes(bytes)
+    }
+}
+
+impl rand_core::TryCryptoRng for Draws<'_> {}
+
+fn epoch_name(epoch: EpochId) -> Vec<u8> {
+    [&epoch.number.to_be_bytes()[..], &epoch.hash].concat()
+}
+
+fn epoch_of(name: &[u8]) -> Option<EpochId> {
+    let (number, hash) = name.split_first_chunk::<4>()?;
+    Some(EpochId { number: u32::from_be_bytes(*number), hash: hash.try_into().ok()? })
+}
+
+fn damaged(what: &str) -> StoreError {
+    StoreError::Corrupt(what.into())
+}
+
+fn put_author(txn: &mut Txn<'_>, secret: &AuthorSecret) -> Result<(), StoreError> {
+    txn.put_secret(AUTHOR, &secret.id().0, &secret.expose_bytes()[..])
+}
+
+fn put_epoch(txn: &mut Txn<'_>, epoch: EpochId, secret: &EpochSecret) -> Result<(), StoreError> {
+    txn.put_secret(EPOCH, &epoch_name(epoch), secret.expose_bytes())
+}
+
+impl Replica {
+    pub(crate) fn new(seed: u64, place: usize) -> Self {
+        let mut rng: ChaCha20Rng = derive(seed, &format!("replica {place}"));
+        let newcomer = AuthorSecret::make(&mut rng);
+        Self {
+            running: None,
+            disk: Disk::new(),
+            rng: Arc::new(Mutex::new(rng)),
+            seals: Arc::default(),
+            newcomer,
+            exists: false,
+            copied: false,
+            restored: 0,
+            clock: 0,
+            troubled: false,
+            held: BTreeSet::new(),
+            shown: BTreeMap::new(),
+            app: App::default(),
+            outbox: Vec::new(),
+            backup: None,
+        }
+    }
+
+    pub(crate) fn random<const N: usize>(&self) -> [u8; N] {
+        random(&self.rng)
+    }
+
+    /// Everything sealed since this was last asked.
+    pub(crate) fn take_seals(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.seals.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn open_db(&self) -> Result<Db, StoreError> {
+        let options = DbOptions { vfs: Some(self.disk.vfs().to_owned()), exclusive: true };
+        let rng: ChaCha20Rng = rand_core::SeedableRng::from_seed(self.random());
+        Db::open(Path::new("db"), &options, rng)
+    }
+
+    /// Puts a group into this home, as its founder or as a newcomer with a token.
+    pub(crate) fn settle(
+        &mut self,
+        charter: &[u8],
+        token: &[Vec<u8>],
+        epochs: &[(EpochId, EpochSecret)],
+    ) -> Result<(), StoreError> {
+        self.exists = true;
+        let mut db = self.open_db()?;
+        let author = &self.newcomer;
+        let done = db.write(|txn| {
+            put_author(txn, author)?;
+            for (epoch, secret) in epochs {
+                put_epoch(txn, *epoch, secret)?;
+            }
+            let id = txn.create_group(charter, author.id())?;
+            let ingested = txn.ingest(&id, token, None, None, &|_| true)?;
+            match ingested.refused.into_iter().next() {
+                Some((_, refusal)) => Err(StoreError::Succession(refusal)),
+                None => Ok(()),
+            }
+        });
+        drop(db);
+        match done {
+            Ok(()) | Err(StoreError::GroupExists(_)) => self.start(),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens the home as the client does; false if there is no group in it.
+    pub(crate) fn start(&mut self) -> Result<(), StoreError> {
+        let mut db = self.open_db()?;
+        let Some(row) = db.read(|reader| reader.groups())?.into_iter().next() else { return Ok(()) };
+        let mut keys = GroupKeys::new(&row.charter).map_err(|error| damaged(&error.to_string()))?;
+        for secret in db.read(|reader| reader.secrets(EPOCH))? {
+            let epoch = epoch_of(&secret.id).ok_or_else(|| damaged("an epoch's name"))?;
+            let secret: [u8; 32] = secret.value.try_into().map_err(|_| damaged("an epoch's secret"))?;
+            keys.insert(epoch, EpochSecret::from_bytes(secret)).map_err(|error| damaged(&error.to_string()))?;
+        }
+        if self.copied {
+            db.write(|txn| txn.renew_replica())?;
+        }
+        let keys = Arc::new(RwLock::new(keys));
+        let secret = author_secret(&db, row.author)?;
+        let author = Author::new(secret, keys.clone(), self.rng.clone());
+        let mut running = Running {
+            id: db.read(|reader| reader.replica_id())?,
+            db,
+            group: row.id,
+            keys,
+            author: Arc::new(Recorder { author, seals: self.seals.clone() }),
+            rng: self.rng.clone(),
+            seals: self.seals.clone(),
+            copied: self.copied,
+        };
+        running.open_rotations()?;
+        if running.copied || row.behind {
+            running.renew(row.behind)?;
+        }
+        self.copied = false;
+        running.copied = false;
+        self.running = Some(running);
+        Ok(())
+    }
+
+    /// Copies the home as it is.
+    pub(crate) fn back_up(&mut self) {
+        self.backup = Some(Backup { image: self.disk.image(), app: self.app.clone(), copied: self.copied });
+    }
+
+    /// Replaces the home by its backup.
+    pub(crate) fn restore(&mut self) {
+        let Some(backup) = self.backup.clone() else { return };
+        self.running = None;
+        self.disk.load(&backup.image);
+        self.app = backup.app;
+        self.copied = backup.copied;
+        self.restored += 1;
+        self.shown.clear();
+        self.held.clear();
+    }
+
+    /// Makes this place a copy of another home.
+    pub(crate) fn copy_of(&mut self, other: &Self) {
+        self.disk.load(&other.disk.image());
+        self.app = other.app.clone();
+        self.exists = true;
+        self.copied = true;
+    }
+}
+
+fn author_secret(db: &Db, id: AuthorId) -> Result<AuthorSecret, StoreError> {
+    let secret = db.read(|reader| reader.secret(AUTHOR, &id.0))?.ok_or_else(|| damaged("an author's keys"))?;
+    let secret: [u8; AUTHOR_SECRET_LEN] = secret.try_into().map_err(|_| damaged("an author's keys"))?;
+    Ok(AuthorSecret::from_bytes(&secret))
+}
+
+impl Running {
+    pub(crate) fn author(&self) -> AuthorId {
+        self.author.author()
+    }
+
+    pub(crate) fn secret(&self) -> &AuthorSecret {
+        self.author.author.secret()
+    }
+
+    pub(crate) fn membership(&mut self) -> Result<Arc<Membership>, StoreError> {
+        self.db.membership(&self.group)
+    }
+
+    pub(crate) fn newest(&self) -> Result<Cursor, StoreError> {
+        self.db.read(|reader| reader.max_cursor(&self.group))
+    }
+
+    /// Keys of this group, to look something up in.
+    pub(crate) fn with_keys<T>(&self, work: impl FnOnce(&GroupKeys) -> T) -> T {
+        work(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Everything held, by cursor.
+    pub(crate) fn scan(&self) -> Result<Vec<Entry>, StoreError> {
+        let everything = sync_core::Selection::everything(Scope::All);
+        let batch = self.db.read(|reader| reader.read_after(&self.group, Cursor(0), ALL, &everything, None))?;
+        let entry = |carried: sync_types::Carried| {
+            let envelope = Envelope::parse(&carried.envelope).map_err(|_| damaged("an envelope"))?;
+            let (hash, sender, number) = (envelope.hash(), envelope.header.sender, envelope.header.number);
+            Ok(Entry { cursor: carried.cursor, hash, sender, number, bytes: carried.envelope })
+        };
+        batch.entries.into_iter().map(entry).collect()
+    }
+
+    /// Seals entries into the own feed, under a new author where others know more of the old one.
+    pub(crate) fn append(&mut self, entries: &[NewEntry]) -> Result<Vec<Appended>, StoreError> {
+        for _ in 0..MAX_RENEWALS {
+            let sealer = self.author.clone();
+            match self.db.write(|txn| txn.append(&self.group, entries, &*sealer)) {
+                Err(StoreError::AuthorBehind(_)) => self.renew(true)?,
+                done => return done,
+            }
+        }
+        Err(StoreError::AuthorBehind(self.author()))
+    }
+
+    /// Goes on under a new author.
+    pub(crate) fn renew(&mut self, reissue: bool) -> Result<(), StoreError> {
+        let old = self.author.clone();
+        let membership = self.membership()?;
+        let member = membership.author(&old.author()).map_or_else(|| old.author().into(), |admitted| admitted.member);
+        let secret = AuthorSecret::make(&mut Draws(&self.rng));
+        let blob_id = BlobId(random(&self.rng));
+        let author = Author::new(secret.clone(), self.keys.clone(), self.rng.clone());
+        let first = |content| entry(blob_id, Timestamp(0), content);
+        let succession = succession(&author, old.author.secret(), member, membership.tips(), first)?;
+        remember(&self.seals, &succession);
+        let author = Arc::new(Recorder { author, seals: self.seals.clone() });
+        let (group, keys) = (self.group, self.keys.clone());
+        self.db.write(|txn| {
+            put_author(txn, &secret)?;
+            let reopen =
+                |bytes: &[u8]| reopen(&keys.read().unwrap_or_else(PoisonError::into_inner), &DIGEST_KEY, bytes);
+            let renewal =
+                Renewal { succession: &succession, sealer: &*author, reopen: if reissue { Some(&reopen) } else { None } };
+            txn.renew_author(&group, &renewal)
+        })?;
+        self.author = author;
+        Ok(())
+    }
+
+    /// Takes in an epoch, durably, and hands out what waited for it.
+    pub(crate) fn learn(&mut self, epoch: EpochId, secret: &EpochSecret) -> Result<(), StoreError> {
+        if self.with_keys(|keys| keys.knows(epoch)) {
+            return Ok(());
+        }
+        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        let group = self.group;
+        let before = keys.all();
+        if keys.insert(epoch, secret.clone()).is_err() {
+            return Ok(());
+        }
+        let done = self.db.write(|txn| {
+            put_epoch(txn, epoch, secret)?;
+            txn.epoch_readable(&group, epoch).map(|_| ())
+        });
+        if done.is_err() {
+            // not known until it is durable
+            let charter = self.db.read(|reader| reader.group(&group))?.charter;
+            let mut old = GroupKeys::new(&charter).map_err(|error| damaged(&error.to_string()))?;
+            for (epoch, secret) in before {
+                old.insert(epoch, secret).map_err(|error| damaged(&error.to_string()))?;
+            }
+            *keys = old;
+        }
+        done
+    }
+
+    /// Opens every rotation held whose epoch is not known.
+    pub(crate) fn open_rotations(&mut self) -> Result<(), StoreError> {
+        let stored = self.db.read(|reader| reader.rotations(&self.group))?;
+        let mut secrets = Vec::new();
+        for secret in self.db.read(|reader| reader.secrets(AUTHOR))? {
+            let secret: [u8; AUTHOR_SECRET_LEN] = secret.value.try_into().map_err(|_| damaged("an author's keys"))?;
+            secrets.push(AuthorSecret::from_bytes(&secret));
+        }
+        for bytes in stored.iter().rev().chain(&stored) {
+            let Ok(envelope) = Envelope::parse(bytes) else { continue };
+            for secret in &secrets {
+                if self.with_keys(|keys| keys.knows(envelope.header.epoch)) {
+                    break;
+                }
+                let opened = self.with_keys(|keys| keys.open_rotation(&envelope, secret));
+                for (epoch, secret) in opened.into_iter().flatten() {
+                    self.learn(epoch, &secret)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts a new epoch for every author.
+    pub(crate) fn rotate(&mut self, now: Timestamp) -> Result<(), StoreError> {
+        let recipients: Vec<AuthorKeys> =
+            self.membership()?.authors().map(|(_, admitted)| admitted.keys.clone()).collect();
+        let (current, secret) = self.with_keys(|keys| {
+            let current = keys.current().map(|(epoch, _)| epoch);
+            let secrets = keys.all();
+            (current, secrets.into_iter().next_back())
+        });
+        let (Ok(current), Some((_, secret))) = (current, secret) else { return Err(damaged("no epoch is known")) };
+        let before = Before { epoch: current, secret: &secret, history: History::Open };
+        let Ok(made) = make_rotation(&self.group, before, &recipients, &mut Draws(&self.rng)) else { return Ok(()) };
+        let entry = entry(BlobId(random(&self.rng)), now, Content::Rotation(made.payload));
+        self.append(&[entry])?;
+        self.learn(made.epoch, &made.secret)
+    }
+
+    /// Appends a membership operation.
+    pub(crate) fn operate(&mut self, operation: sync_types::Operation, now: Timestamp) -> Result<(), StoreError> {
+        let seen = self.membership()?.tips();
+        let payload = SignedOperation { seen, operation }.encode();
+        let entry = entry(BlobId(random(&self.rng)), now, Content::Membership(payload));
+        self.append(&[entry]).map(|_| ())
+    }
+
+    /// Stores what a peer sent, opens what it unlocks, and renews the author where it must.
+    fn arrive(&mut self, arrival: &Arrival) -> Result<(sync_store::Ingested, Vec<Want>), StoreError> {
+        let (group, keys) = (self.group, self.keys.clone());
+        let readable = |epoch: EpochId| keys.read().unwrap_or_else(PoisonError::into_inner).knows(epoch);
+        let (ingested, wants) = self.db.write(|txn| exec::store(txn, &group, arrival, &readable))?;
+        if ingested.stored.iter().any(|stored| stored.class == Class::Rotation) {
+            self.open_rotations()?;
+        }
+        if ingested.own_feed_foreign {
+            self.renew(true)?;
+        }
+        Ok((ingested, wants))
+    }
+
+    fn select(&mut self, pull: &Pull) -> Result<Reply, StoreError> {
+        for _ in 0..MAX_RENEWALS {
+            if let Some(reply) = self.db.read(|reader| exec::select(reader, &self.group, pull))? {
+                return Ok(reply);
+            }
+            self.renew(true)?;
+        }
+        Err(StoreError::AuthorBehind(self.author()))
+    }
+
+    /// Carries out an effect of a session; what was refused with it.
+    pub(crate) fn execute(&mut self, effect: Effect) -> Result<Executed, StoreError> {
+        let group = self.group;
+        let mut executed = Executed::default();
+        executed.reply = match effect {
+            Effect::Store { id, replica, batch, position } => {
+                let arrival = Arrival { replica, batch, position };
+                let (ingested, wants) = self.arrive(&arrival)?;
+                executed.stored = ingested.stored.iter().map(|stored| stored.hash).collect();
+                executed.refused =
+                    ingested.refused.iter().filter_map(|(at, _)| arrival.batch.get(*at).cloned()).collect();
+                Some(Reply::Stored { id, membership: self.membership()?, wants })
+            }
+            Effect::Survey { replica } => {
+                Some(self.db.read(|reader| exec::survey(reader, &group, &replica))?)
+            }
+            Effect::Select { scope, after, check, have, covered, .. } => {
+                Some(self.select(&Pull { scope, after, check, have, covered })?)
+            }
+            Effect::Read { scope, replica, after, limit, bytes, selection } => {
+                let limits = Limits { entries: limit, bytes };
+                let read = |reader: &sync_store::Reader<'_>| {
+                    exec::read(reader, &group, scope, &replica, after, limits, &selection)
+                };
+                Some(self.db.read(read)?)
+            }
+            Effect::ReadWanted { request, wants } => {
+                Some(self.db.read(|reader| exec::read_wanted(reader, &group, request, &wants))?)
+            }
+            Effect::Acknowledged { replica, cursor } => {
+                self.db.write(|txn| exec::acknowledge(txn, &group, &replica, cursor))?;
+                None
+            }
+            _ => None,
+        };
+        Ok(executed)
+    }
+}
+
+/// What came of an effect.
+#[derive(Default)]
+pub(crate) struct Executed {
+    pub(crate) reply: Option<Reply>,
+    pub(crate) stored: Vec<EnvelopeHash>,
+    pub(crate) refused: Vec<Vec<u8>>,
+}

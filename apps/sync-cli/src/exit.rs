@@ -41,7 +41,7 @@ const OTHER: Kind = kind("other", 1, 500);
 pub(crate) const KINDS: &[Kind] = &[
     // 1: something else
     kind("io", 1, 500),
-    hinted("interrupted", 1, 503, "see whether it still runs with `syncshell status`, then try again"),
+    kind("interrupted", 1, 503),
     kind("no-group", 1, 409),
     kind("already-joined", 1, 409),
     kind("may-not-invite", 1, 403),
@@ -101,7 +101,10 @@ impl Failure {
 
     /// The process at the other end of the local API ended.
     pub(crate) fn interrupted(what: impl std::fmt::Display) -> Self {
-        Self::new("interrupted", format!("the process that serves this home ended before it answered ({what})"))
+        Self::new(
+            "interrupted",
+            format!("the process that serves this home ended before it answered ({what}); try again"),
+        )
     }
 
     /// Reading or writing something named failed.

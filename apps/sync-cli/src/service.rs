@@ -220,7 +220,9 @@ fn select(groups: &[GroupId], prefix: &str) -> Result<GroupId, Failure> {
             Err(Failure::new("unknown-group", message))
         }
         _ if prefix.is_empty() => Err(sync_client::ClientError::SeveralGroups(groups.len()).into()),
-        _ => Err(Failure::new("several-groups", format!("{} groups begin with {prefix}; name more digits", named.len()))),
+        _ => {
+            Err(Failure::new("several-groups", format!("{} groups begin with {prefix}; name more digits", named.len())))
+        }
     }
 }
 
@@ -280,7 +282,8 @@ mod tests {
 
     #[test]
     fn a_group_is_found_by_its_first_digits() {
-        let code = |groups: &[GroupId], prefix: &str| select(groups, prefix).map_err(|failure| failure.code.into_owned());
+        let code =
+            |groups: &[GroupId], prefix: &str| select(groups, prefix).map_err(|failure| failure.code.into_owned());
         let groups = [group(0xab), group(0xac)];
         assert_eq!(code(&groups, "ab"), Ok(groups[0]));
         assert_eq!(code(&groups, &groups[1].to_string()), Ok(groups[1]));

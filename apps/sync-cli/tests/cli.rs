@@ -69,8 +69,11 @@ fn init_keeps_the_key_in_a_file_of_its_owner_and_warns() {
         assert_eq!(mode(&path) & 0o077, 0, "{}", path.display());
     }
     expect![[r#"
-        ["device  anna DEVICE","home    HOME (not served; `syncshell run` keeps it in sync)","no group yet; `syncshell pair --create` makes one, `syncshell pair --join` joins one"]"#]]
-    .assert_eq(&sorted_lines(&home.plain_status()));
+        home    HOME (not served; `syncshell run` keeps it in sync)
+        device  anna DEVICE
+        no group yet; `syncshell pair --create` makes one, `syncshell pair --join` joins one
+    "#]]
+    .assert_eq(&home.plain_status());
 }
 
 #[test]
@@ -208,7 +211,10 @@ fn push_and_pull_say_where_things_are() {
     assert_eq!(ran.success(), "one\n-two\n");
     let lines = home.json(&["pull", "--limit", "1"]);
     assert_eq!((&lines[0]["text"], &lines[0]["bytes"]), (&"one".into(), &"b25l".into()));
-    assert_eq!((&lines[0]["cursor"], &lines[0]["blob_id"]), (&cursor.parse::<u64>().expect("one").into(), &blob_id.into()));
+    assert_eq!(
+        (&lines[0]["cursor"], &lines[0]["blob_id"]),
+        (&cursor.parse::<u64>().expect("one").into(), &blob_id.into())
+    );
     assert_eq!((&lines[1]["max_cursor"], &lines[1]["has_more"]), (&lines[0]["cursor"], &true.into()));
     assert_eq!(home.ran(&["pull", "--after-cursor", cursor]).success(), "-two\n");
     let lines = home.json(&["pull", "--after-cursor", &two.to_string()]);
@@ -426,9 +432,9 @@ fn a_code_that_admits_nobody_says_why() {
     refused(&revoked, "invite-revoked");
 
     let mut create = anna.spawn(&["pair", "--create", "--json"]);
-    let used = create.line();
-    create.interrupt();
-    refused(used["code"].as_str().expect("a code"), "invite-revoked");
+    let revoked = create.line();
+    assert_eq!(create.interrupt().code(), Some(3));
+    refused(revoked["code"].as_str().expect("a code"), "invite-revoked");
 
     let mut create = anna.spawn(&["pair", "--create", "--json"]);
     let used = create.line()["code"].as_str().expect("a code").to_owned();
@@ -522,6 +528,8 @@ fn two_versions_do_not_talk_to_each_other() {
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     drop(serving);
 
+    // the killed server left its socket
+    fs::remove_file(home.path.join("api.sock")).expect("removed");
     let server = UnixListener::bind(home.path.join("api.sock")).expect("bound");
     let other = thread::spawn(move || {
         // one connection asks whether anyone is there, the next asks for something
@@ -613,11 +621,12 @@ fn a_home_that_may_not_be_written_is_named() {
     fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).expect("set");
     let home = Home { path: open.join("home"), ..home };
     home.ran_as_nobody(&["init", "--key-store", "file"]).success();
-    for (mode, what) in [(0o500, "push"), (0o000, "status")] {
+    for (mode, arguments, said) in
+        [(0o500, &["push", "x"][..], "check the permissions of the home"), (0o000, &["status"], "no permission for")]
+    {
         fs::set_permissions(&home.path, fs::Permissions::from_mode(mode)).expect("set");
-        let arguments = if what == "push" { &["push", "x"][..] } else { &["status"] };
         let errors = home.ran_as_nobody(arguments).fails(5);
-        assert!(errors.contains(&*home.path.to_string_lossy()), "{errors}");
+        assert!(errors.contains(said), "{errors}");
     }
     fs::set_permissions(&home.path, fs::Permissions::from_mode(0o700)).expect("set");
 }
@@ -625,11 +634,11 @@ fn a_home_that_may_not_be_written_is_named() {
 #[test]
 fn a_damaged_or_newer_home_is_refused_and_left_as_it_is() {
     let world = World::new();
-    let damage = |name: &str, file: &str, change: &dyn Fn(&mut Vec<u8>), code: &str| {
+    let damage = |name: &'static str, file: &str, change: &dyn Fn(&mut Vec<u8>), code: &str| {
         let home = world.home(name).made();
         home.make_group();
-        for number in 0..200 {
-            home.push_bytes(format!("{number} {}", "x".repeat(200)).as_bytes());
+        for byte in 0..10 {
+            home.push_bytes(&[byte; 10_000]);
         }
         let path = home.path.join(file);
         let mut bytes = fs::read(&path).expect("there");
@@ -989,7 +998,7 @@ impl Home {
     fn pull(&self, after: u64) -> Vec<Blob> {
         let mut lines = self.json(&["pull", "--after-cursor", &after.to_string()]);
         assert_eq!(lines.pop().expect("an end")["has_more"], false);
-        lines.iter().map(blob).collect()
+        in_order(lines.iter().map(blob).collect())
     }
 
     /// Reads so many blobs, waiting for those to come.
@@ -999,7 +1008,7 @@ impl Home {
         let blobs = (0..count).map(|_| blob(&reader.line())).collect();
         reader.line();
         assert_eq!(reader.wait().code(), Some(0));
-        blobs
+        in_order(blobs)
     }
 
     /// Reads until it is enough.
@@ -1010,7 +1019,7 @@ impl Home {
             blobs.push(blob(&reader.line()));
         }
         reader.interrupt();
-        blobs
+        in_order(blobs)
     }
 
     fn plain_status(&self) -> String {
@@ -1085,14 +1094,13 @@ fn blob(line: &Value) -> Blob {
     Blob { cursor: line["cursor"].as_u64().expect("a cursor"), bytes }
 }
 
-fn json_lines(text: &str) -> Vec<Value> {
-    text.lines().map(|line| serde_json::from_str(line).expect("a JSON object a line")).collect()
+fn in_order(blobs: Vec<Blob>) -> Vec<Blob> {
+    assert!(blobs.is_sorted_by(|one, next| one.cursor < next.cursor), "{blobs:?}");
+    blobs
 }
 
-fn sorted_lines(text: &str) -> String {
-    let mut lines: Vec<_> = text.lines().collect();
-    lines.sort_unstable();
-    serde_json::to_string(&lines).expect("JSON")
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).expect("a JSON object a line")).collect()
 }
 
 fn mode(path: &Path) -> u32 {
@@ -1198,6 +1206,7 @@ impl Spawned {
         serde_json::from_str(&self.text_line()).expect("JSON")
     }
 
+    /// Presses Ctrl-C.
     fn interrupt(self) -> ExitStatus {
         signal(self.child.0.id(), Signal::INT);
         self.wait()

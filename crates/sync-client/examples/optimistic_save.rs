@@ -7,15 +7,15 @@
 //! `cargo run -p sync-client --example optimistic_save`
 
 use std::error::Error;
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
 use sync_client::home::{Home, KeyStoreKind, PassphraseSource};
-use sync_client::{Bind, BlobId, Config, Device, Network, SyncClient};
+use sync_client::{Bind, BlobId, Config, Cursor, Device, Network, SyncClient};
 use tokio::sync::mpsc;
 
 /// What the app shows beside a note.
-#[derive(Debug)]
 enum Saved {
     /// Durable on this device.
     Here,
@@ -23,6 +23,16 @@ enum Saved {
     On(String),
     /// Kept as a draft, with what to tell the user.
     NotYet { code: &'static str, advice: String },
+}
+
+impl fmt::Display for Saved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Here => f.write_str("saved here"),
+            Self::On(device) => write!(f, "saved here and on {device}"),
+            Self::NotYet { code, advice } => write!(f, "not saved ({code}): {advice}"),
+        }
+    }
 }
 
 /// An app with notes; its own state is what the user sees.
@@ -73,23 +83,23 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let milk = app.save("buy milk")?;
     println!("shown: {}", app.notes[0].1);
-    println!("then: {:?}, with no other device in sight", wait(&mut saved, milk).await?);
+    println!("then: {}, with no other device in sight", wait(&mut saved, milk).await?);
 
     // the app crashed before it heard, and pushes its draft again
-    let first = app.client.pull(sync_client::Cursor(0), 10).await?.blobs.len();
+    let first = app.client.pull(Cursor(0), 10).await?.blobs.len();
     let again = app.client.push_as(milk, "buy milk").await?;
-    let second = app.client.pull(sync_client::Cursor(0), 10).await?.blobs.len();
+    let second = app.client.pull(Cursor(0), 10).await?.blobs.len();
     assert_eq!(first, second);
     println!("pushed again: still {second} blob, at cursor {}", again.cursor.0);
 
     let novel = app.save(&"a".repeat(sync_client::MAX_APP_BYTES + 1))?;
-    println!("a novel: {:?}", wait(&mut saved, novel).await?);
+    println!("a novel: {}", wait(&mut saved, novel).await?);
     println!("the app still has its {} bytes", app.notes[1].1.len());
 
     let phone = open(dir.path(), "phone").await?;
     let invite = laptop.invite(group, Duration::from_secs(600)).await?;
     phone.join(&invite.code, |_| {}).await?;
-    println!("phone joins: {:?}", wait(&mut saved, milk).await?);
+    println!("phone joins: {}", wait(&mut saved, milk).await?);
     println!("the group is {:?}", app.client.status().await?.state);
 
     phone.close().await;

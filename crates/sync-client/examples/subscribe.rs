@@ -11,8 +11,10 @@ use sync_client::{Bind, Config, Cursor, Device, Event, Network, SyncClient};
 
 const TEXTS: [&str; 3] = ["bread", "milk", "eggs"];
 
+type AnyError = Box<dyn Error + Send + Sync>;
+
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Result<(), AnyError> {
     let dir = tempfile::tempdir()?;
     let laptop = open(dir.path(), "laptop").await?;
     let phone = open(dir.path(), "phone").await?;
@@ -35,8 +37,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
     laptop.close().await;
     Ok(())
 }
-
-type AnyError = Box<dyn Error + Send + Sync>;
 
 /// Reads until the other device is gone and everything it pushed is here.
 async fn follow(client: SyncClient) -> Result<Vec<String>, AnyError> {
@@ -79,7 +79,7 @@ async fn read(client: &SyncClient, mut after: Cursor, texts: &mut Vec<String>) -
     }
 }
 
-async fn open(dir: &Path, name: &str) -> Result<Device, Box<dyn Error>> {
+async fn open(dir: &Path, name: &str) -> Result<Device, AnyError> {
     let store = Some(KeyStoreKind::File);
     let mut rng = rand_core::UnwrapErr(getrandom::SysRng);
     Home::create(dir.join(name), name, store, &PassphraseSource::none(), &mut rng)?;

@@ -144,10 +144,11 @@ impl SyncClient {
         let entry = |(blob_id, body)| {
             self.group.entry(blob_id, Content::Sealed { kind: KIND_BLOB, stream: APP_STREAM.to_owned(), body })
         };
-        let appended = self.group.append(blobs.into_iter().map(entry).collect()).await.map_err(|error| match error {
-            StoreError::BlobIdReused { .. } => ClientError::BlobIdReused(error),
-            error => error.into(),
-        })?;
+        let appended =
+            self.group.append(blobs.into_iter().map(entry).collect()).await.map_err(|error| match error {
+                StoreError::BlobIdReused { .. } => ClientError::BlobIdReused(error),
+                error => error.into(),
+            })?;
         Ok(ids.into_iter().zip(appended).map(|(blob_id, stored)| Pushed { blob_id, cursor: stored.cursor }).collect())
     }
 
@@ -202,7 +203,8 @@ impl SyncClient {
         loop {
             progress.borrow_and_update();
             let id = self.group.id;
-            let holders = self.group.store().read(move |reader| reader.handed_to(&id, cursor)).await.unwrap_or_default();
+            let holders =
+                self.group.store().read(move |reader| reader.handed_to(&id, cursor)).await.unwrap_or_default();
             if !holders.is_empty() {
                 return holders.into_iter().map(|peer| peer.name).collect();
             }
@@ -218,10 +220,8 @@ impl SyncClient {
         let group = &self.group;
         let id = group.id;
         let author = self.author();
-        let (pending, wants, have) = group
-            .store()
-            .read(move |reader| Ok((reader.unacked(&id)?, reader.wants(&id)?, reader.have(&id)?)))
-            .await?;
+        let (pending, wants, have) =
+            group.store().read(move |reader| Ok((reader.unacked(&id)?, reader.wants(&id)?, reader.have(&id)?))).await?;
         let membership = group.membership();
         let live = group.peers.live();
         let peers = self.peer_statuses().await;

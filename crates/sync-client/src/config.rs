@@ -21,11 +21,7 @@ impl Config {
     /// A home on the usual network, its passphrase from a systemd credential if it needs one.
     #[must_use]
     pub fn new(home: impl Into<PathBuf>) -> Self {
-        Self {
-            home: home.into(),
-            passphrase: PassphraseSource::system(),
-            network: Network::default(),
-        }
+        Self { home: home.into(), passphrase: PassphraseSource::system(), network: Network::default() }
     }
 }
 

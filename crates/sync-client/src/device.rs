@@ -14,7 +14,7 @@ use sync_link::rendezvous::Rendezvous;
 use sync_link::same_machine::{DevicePublication, SameMachine};
 use sync_store::{Store, StoreError};
 use sync_types::{BlobId, Charter, Chunker, DeviceId, EpochId, GroupId, GroupKind, InviteId, Quorum};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
@@ -90,6 +90,8 @@ pub(crate) struct Inner {
     closed: CancellationToken,
     tasks: TaskTracker,
     refused: AtomicU64,
+    /// Room for channels of peers that have not proven themselves.
+    unproven: Arc<Semaphore>,
     warnings: Vec<String>,
 }
 
@@ -125,6 +127,10 @@ impl Inner {
 
     pub(crate) fn jitter(&self) -> u64 {
         u64::from_le_bytes(draw(&self.shared.rng))
+    }
+
+    pub(crate) fn unproven(&self) -> Arc<Semaphore> {
+        self.unproven.clone()
     }
 
     pub(crate) fn count_refused(&self) {
@@ -233,6 +239,7 @@ impl Device {
             closed: CancellationToken::new(),
             tasks: TaskTracker::new(),
             refused: AtomicU64::new(0),
+            unproven: Arc::new(Semaphore::new(peers::MAX_UNPROVEN)),
             warnings,
         });
         start(&inner, addresses_in).await;
@@ -298,7 +305,8 @@ impl Device {
     ///
     /// Takes about a second and 256 MiB of memory.
     pub async fn open_passphrase_group(&self, name: &str, passphrase: &str) -> Result<GroupId, ClientError> {
-        passphrase::check_strength(passphrase, &[name]).map_err(|weak| ClientError::WeakPassphrase(weak.to_string()))?;
+        passphrase::check_strength(passphrase, &[name])
+            .map_err(|weak| ClientError::WeakPassphrase(weak.to_string()))?;
         let (name, passphrase) = (name.to_owned(), Zeroizing::new(passphrase.to_owned()));
         let deriving = tokio::task::spawn_blocking(move || GroupRoot::derive(&passphrase, &name));
         let root = deriving.await.map_err(|_| ClientError::Closed)?;
@@ -323,7 +331,8 @@ impl Device {
             let digest = content.digest(&digest_key);
             sync_store::NewEntry { blob_id, timestamp: crate::group::now(), content, digest }
         };
-        let succession = succession(&author, &founder, founder.id().into(), Vec::new(), entry).map_err(StoreError::from)?;
+        let succession =
+            succession(&author, &founder, founder.id().into(), Vec::new(), entry).map_err(StoreError::from)?;
         let founder = founder.id();
         let made = shared.store.write(charter.len() + succession.len(), move |txn| {
             crate::group::put_all(txn, &sealed)?;
@@ -457,11 +466,7 @@ async fn remember_place(shared: &Shared, home: &Home) -> Result<(), ClientError>
 }
 
 /// Binds the endpoint, on the port it had before where that is free.
-async fn bind(
-    shared: &Shared,
-    network: &crate::config::Network,
-    secret: &[u8; 32],
-) -> Result<Endpoint, ClientError> {
+async fn bind(shared: &Shared, network: &crate::config::Network, secret: &[u8; 32]) -> Result<Endpoint, ClientError> {
     let stored = shared.store.read(|reader| reader.meta(META_PORT)).await?;
     let mut config = EndpointConfig::new(secret, vec![SYNC_ALPN.to_vec(), PAIR_ALPN.to_vec()]);
     config.bind = network.bind;
@@ -504,6 +509,10 @@ async fn accept_loop(inner: Arc<Inner>, endpoint: Endpoint) {
 
 async fn take(device: &Arc<Inner>, connection: Connection) {
     if connection.alpn() == PAIR_ALPN {
+        let Ok(_unproven) = device.unproven().try_acquire_owned() else {
+            device.count_refused();
+            return connection.close(1, "too many at once");
+        };
         pairing::answer(device, connection).await;
     } else {
         peers::accept(device, connection).await;
@@ -558,4 +567,3 @@ fn charter(kind: GroupKind, founder: &AuthorSecret, nonce: [u8; 32], first: &Epo
         commitment: first.commitment(),
     }
 }
-

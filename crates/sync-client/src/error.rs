@@ -14,13 +14,17 @@ use crate::keys::KeysError;
 pub enum ClientError {
     // the caller
     /// The blob is larger than a log entry may be.
-    #[error("{got} bytes are too large for one blob, at most {MAX_APP_BYTES} are possible; split it up, or share it as a file")]
+    #[error(
+        "{got} bytes are too large for one blob, at most {MAX_APP_BYTES} are possible; split it up, or share it as a file"
+    )]
     TooLarge {
         /// Bytes given.
         got: usize,
     },
     /// The home has no group.
-    #[error("this home has no group yet; run `syncshell pair --create` to make one or `syncshell pair --join` to join one")]
+    #[error(
+        "this home has no group yet; run `syncshell pair --create` to make one or `syncshell pair --join` to join one"
+    )]
     NoGroup,
     /// The home has several groups and none was named.
     #[error("this home has {0} groups; name one with `--group`")]
@@ -46,7 +50,9 @@ pub enum ClientError {
 
     // the peer
     /// No invite answers to the code.
-    #[error("no invite answers to this code; compare it with the other device, and check that it still shows it and is on this network")]
+    #[error(
+        "no invite answers to this code; compare it with the other device, and check that it still shows it and is on this network"
+    )]
     InviteNotFound,
     /// The inviter does not know the code.
     #[error("the other device does not know this code; compare the two, or make a new one")]
@@ -64,7 +70,9 @@ pub enum ClientError {
     #[error("the other device did not prove that it made this invite: {0}; make a new one and try again")]
     InviteForged(String),
     /// The other device cannot be reached.
-    #[error("the other device was found but cannot be reached: {0}; check that both are on one network and no firewall is between")]
+    #[error(
+        "the other device was found but cannot be reached: {0}; check that both are on one network and no firewall is between"
+    )]
     Unreachable(String),
     /// No network was asked for.
     #[error("this needs the network, which is switched off")]
@@ -84,7 +92,9 @@ pub enum ClientError {
     #[error(transparent)]
     Bind(#[from] BindError),
     /// Keys in the database do not open with the home's key.
-    #[error("a secret in the database does not open ({0}); the database belongs to another home, or is damaged: restore both from one backup")]
+    #[error(
+        "a secret in the database does not open ({0}); the database belongs to another home, or is damaged: restore both from one backup"
+    )]
     Secret(String),
     /// The group's keys are not what they should be.
     #[error(transparent)]

@@ -10,8 +10,8 @@ use sync_types::{Check, Cursor, EpochId, FeedHave, GroupId, ReplicaId, Scope, Wa
 /// A batch to store for a session.
 #[derive(Debug, Clone)]
 pub struct Arrival {
-    /// The peer's database.
-    pub replica: ReplicaId,
+    /// The peer's database; none before it has shown that it belongs to the group.
+    pub replica: Option<ReplicaId>,
     /// The envelopes.
     pub batch: Vec<Vec<u8>>,
     /// Cursor and check of the peer's replica up to which nothing is missing now.
@@ -25,19 +25,17 @@ pub fn store(
     arrival: &Arrival,
     readable: &dyn Fn(EpochId) -> bool,
 ) -> Result<(Ingested, Vec<Want>), StoreError> {
-    let peer = txn.peer(group, &arrival.replica)?;
-    let ingested = txn.ingest(group, &arrival.batch, Some(peer), arrival.position, readable)?;
+    let peer = match &arrival.replica {
+        Some(replica) => Some(txn.peer(group, replica)?),
+        None => None,
+    };
+    let ingested = txn.ingest(group, &arrival.batch, peer, arrival.position, readable)?;
     let wants = txn.reader().wants(group)?;
     Ok((ingested, wants))
 }
 
 /// Notes what a peer acknowledged.
-pub fn acknowledge(
-    txn: &mut Txn<'_>,
-    group: &GroupId,
-    replica: &ReplicaId,
-    cursor: Cursor,
-) -> Result<(), StoreError> {
+pub fn acknowledge(txn: &mut Txn<'_>, group: &GroupId, replica: &ReplicaId, cursor: Cursor) -> Result<(), StoreError> {
     let peer = txn.peer(group, replica)?;
     txn.record_ack(group, peer, cursor)
 }
@@ -78,10 +76,15 @@ pub fn select(reader: &Reader<'_>, group: &GroupId, pull: &Pull) -> Result<Optio
     if pull.scope == Scope::All && reader.knows_more(group, &pull.have)? {
         return Ok(None);
     }
+    select_anyway(reader, group, pull).map(Some)
+}
+
+/// Compares what a peer holds with what is held, whatever it says of our own feed.
+pub fn select_anyway(reader: &Reader<'_>, group: &GroupId, pull: &Pull) -> Result<Reply, StoreError> {
     let known = reader.check_at(group, pull.after)? == Some(pull.check);
     let selection = Arc::new(reader.select(group, pull.scope, &pull.have, &pull.covered)?);
     let start = if known { pull.after } else { Cursor(0) };
-    Ok(Some(Reply::Selected { scope: pull.scope, selection, start, reset: !known }))
+    Ok(Reply::Selected { scope: pull.scope, selection, start, reset: !known })
 }
 
 /// Reads entries to send.
@@ -110,12 +113,7 @@ pub fn read(
 }
 
 /// Reads entries by number.
-pub fn read_wanted(
-    reader: &Reader<'_>,
-    group: &GroupId,
-    request: u32,
-    wants: &[Want],
-) -> Result<Reply, StoreError> {
+pub fn read_wanted(reader: &Reader<'_>, group: &GroupId, request: u32, wants: &[Want]) -> Result<Reply, StoreError> {
     let limits = Limits { entries: MAX_FRAME_ENVELOPES, bytes: 2 * FRAME_BYTES_TARGET };
     Ok(Reply::Wanted { request, entries: reader.entries_at(group, wants, limits)? })
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use sync_core::Membership;
 use sync_core::session::{Effect, Reply};
@@ -12,9 +12,7 @@ use sync_store::{
     Appended, Content, GroupRow, Ingested, Limits, NewEntry, Peer, PeerNote, Renewal, SealEntries, SealError, Store,
     StoreError, Txn,
 };
-use sync_types::{
-    AuthorId, BlobId, Class, Cursor, DeviceId, Envelope, EpochId, GroupId, ReplicaId, Timestamp,
-};
+use sync_types::{AuthorId, BlobId, Class, Cursor, DeviceId, Envelope, EpochId, GroupId, ReplicaId, Timestamp};
 use tokio::sync::{broadcast, watch};
 
 use crate::device::Inner;
@@ -62,6 +60,8 @@ pub(crate) struct Group {
     progress: watch::Sender<u64>,
     newest: watch::Receiver<Cursor>,
     refused: AtomicU64,
+    /// Authors whose word about our own feed was taken once; members, so few.
+    believed: Mutex<HashSet<AuthorId>>,
 }
 
 impl std::fmt::Debug for Group {
@@ -102,6 +102,7 @@ impl Group {
             progress: watch::channel(0).0,
             newest,
             refused: AtomicU64::new(0),
+            believed: Mutex::default(),
         });
         group.open_rotations().await?;
         if copied || row.behind {
@@ -233,9 +234,9 @@ impl Group {
                 Ok(Some(Reply::Stored { id, membership: self.membership(), wants }))
             }
             Effect::Survey { replica } => store.read(move |reader| exec::survey(reader, &id, &replica)).await.map(Some),
-            Effect::Select { scope, after, check, have, covered, .. } => {
+            Effect::Select { author, scope, after, check, have, covered } => {
                 let pull = Pull { scope, after, check, have, covered };
-                self.select(pull).await.map(Some)
+                self.select(author, pull).await.map(Some)
             }
             Effect::Read { scope, not_from, after, limit, bytes, selection } => {
                 let limits = Limits { entries: limit, bytes };
@@ -256,17 +257,24 @@ impl Group {
         }
     }
 
-    async fn select(&self, pull: Pull) -> Result<Reply, StoreError> {
+    /// Compares what a peer holds with what is held here.
+    ///
+    /// That it holds more of our own feed than we do is believed once; after that only entries we signed are, so that no
+    /// member can keep us busy with new authors.
+    async fn select(&self, peer: AuthorId, pull: Pull) -> Result<Reply, StoreError> {
         let id = self.id;
-        for _ in 0..MAX_RENEWALS {
-            let author = self.author().author();
-            let asked = pull.clone();
-            if let Some(reply) = self.shared.store.read(move |reader| exec::select(reader, &id, &asked)).await? {
-                return Ok(reply);
-            }
-            self.renew_author(author, true).await?;
+        let author = self.author().author();
+        let asked = pull.clone();
+        if let Some(reply) = self.shared.store.read(move |reader| exec::select(reader, &id, &asked)).await? {
+            return Ok(reply);
         }
-        Err(StoreError::AuthorBehind(self.author().author()))
+        let first = self.believed.lock().unwrap_or_else(PoisonError::into_inner).insert(peer);
+        if first {
+            self.renew_author(author, true).await?;
+        } else {
+            self.count_refused(1);
+        }
+        self.shared.store.read(move |reader| exec::select_anyway(reader, &id, &pull)).await
     }
 
     /// Stores what a peer sent, opens what it unlocks, and tells the application.
@@ -301,7 +309,8 @@ impl Group {
             tracing::debug!(%refusal, "entry refused");
         }
         for (author, number) in &ingested.forks {
-            let message = format!("the feed of author {} forks at entry {number}; both branches are kept", author.short());
+            let message =
+                format!("the feed of author {} forks at entry {number}; both branches are kept", author.short());
             self.emit(Event::Error { code: "fork".to_owned(), message });
         }
     }
@@ -321,11 +330,9 @@ impl Group {
             let header = &envelope.header;
             let Some(cursor) = places.get(&(header.sender, header.number, envelope.hash())) else { continue };
             match self.keys().unseal(&envelope) {
-                Ok(content) if content.kind == KIND_BLOB => self.emit(Event::BlobAvailable {
-                    blob_id: header.blob_id,
-                    cursor: *cursor,
-                    sender: header.sender,
-                }),
+                Ok(content) if content.kind == KIND_BLOB => {
+                    self.emit(Event::BlobAvailable { blob_id: header.blob_id, cursor: *cursor, sender: header.sender })
+                }
                 Ok(_) => {}
                 Err(error) => self.unreadable(header.sender, &error),
             }
@@ -431,6 +438,16 @@ impl Group {
             addresses.truncate(sync_types::bounds::MAX_ADDRESSES - 1);
             addresses.push(seen);
         }
+        // a member that names another member's replica as its own must not take its place in the address book
+        let membership = self.membership();
+        let member_of = |author: &AuthorId| membership.author(author).map(|admitted| admitted.member);
+        let known = self.stored_peers().await.into_iter().find(|peer| peer.replica == replica);
+        if let Some(other) = known.and_then(|peer| peer.author)
+            && member_of(&other) != member_of(&author)
+        {
+            self.count_refused(1);
+            return tracing::debug!("peer names another member's replica");
+        }
         let note = PeerNote { author, device, name, addresses, now: now() };
         if let Err(error) = self.shared.store.note_peer(self.id, replica, note).await {
             tracing::warn!(%error, "peer's addresses could not be remembered");
@@ -469,7 +486,9 @@ pub fn reopen(keys: &GroupKeys, digest_key: &[u8; 32], bytes: &[u8]) -> Result<O
     let header = &envelope.header;
     let content = match header.class {
         Class::Sealed => match keys.unseal(&envelope) {
-            Ok(opened) => Content::Sealed { kind: opened.kind, stream: opened.stream.clone(), body: opened.body.clone() },
+            Ok(opened) => {
+                Content::Sealed { kind: opened.kind, stream: opened.stream.clone(), body: opened.body.clone() }
+            }
             Err(_) => return Ok(None),
         },
         // an operation stays in the feed it was made in, where its hash may have been seen
@@ -483,4 +502,3 @@ pub fn reopen(keys: &GroupKeys, digest_key: &[u8; 32], bytes: &[u8]) -> Result<O
 pub(crate) fn put_all(txn: &mut Txn<'_>, secrets: &[secrets::SealedSecret]) -> Result<(), StoreError> {
     secrets.iter().try_for_each(|secret| secret.put(txn))
 }
-

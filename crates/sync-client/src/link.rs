@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use sync_core::session::{Close, Config, Effect, Report, Reply, Session, Side, hello_statement};
+use sync_core::session::{Close, Config, Effect, Reply, Report, Session, Side, hello_statement};
 use sync_link::frame::{FrameReceiver, FrameSender, FrameStream};
 use sync_link::iroh_link::Connection;
 use sync_types::{ErrorCode, Frame};
@@ -69,7 +69,8 @@ fn configure(group: &Group, connection: &Connection, side: Side) -> Result<Confi
     let replica = group.replica();
     let statement = hello_statement(&binding, side, &group.id, &replica);
     let secret = author.secret();
-    let token = group.membership().token(&secret.id()).ok_or("this device is not a member, or its chain is too long")?;
+    let token =
+        group.membership().token(&secret.id()).ok_or("this device is not a member, or its chain is too long")?;
     Ok(Config {
         side,
         group: group.id,

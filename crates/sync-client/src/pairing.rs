@@ -442,12 +442,7 @@ async fn group_of(device: &Inner, invite: InviteId) -> Option<Arc<Group>> {
 }
 
 /// Gives the invite to the joiner durably, unless that happened before.
-async fn admit(
-    device: &Inner,
-    group: &Arc<Group>,
-    request: &Request,
-    binding: &[u8; 32],
-) -> Result<(), ErrorCode> {
+async fn admit(device: &Inner, group: &Arc<Group>, request: &Request, binding: &[u8; 32]) -> Result<(), ErrorCode> {
     let unavailable = |_| ErrorCode::Unavailable;
     let (id, invite, author) = (group.id, request.invite, request.keys.verify);
     let _one = device.admitting.lock().await;
@@ -455,16 +450,15 @@ async fn admit(
     let proven = verify_join(&keys.verifier(), binding, &invite, &author, &request.invite_proof)
         && verify_author(&author, binding, &invite, &request.author_proof)
         && check_keys(&request.keys).is_ok();
-    let status = group.store().read(move |reader| reader.invite(&id, &invite)).await.map_err(|_| ErrorCode::Unavailable)?;
+    let status =
+        group.store().read(move |reader| reader.invite(&id, &invite)).await.map_err(|_| ErrorCode::Unavailable)?;
     match decide(status.as_ref(), author, proven, now()) {
         Decision::Refuse(code) => Err(code),
         Decision::GrantAgain => Ok(()),
         Decision::Admit => {
             // the invite is used first: of a crash between the two, the joiner hears that it was used by itself and gets
             // its admission then, and nobody else can get in
-            let used = group.store().write(0, move |txn| {
-                txn.set_invite(&id, &invite, InviteState::Used, Some(author))
-            });
+            let used = group.store().write(0, move |txn| txn.set_invite(&id, &invite, InviteState::Used, Some(author)));
             used.await.map_err(|_| ErrorCode::Unavailable)
         }
     }
@@ -485,8 +479,7 @@ async fn make_grant(
         let membership = group.membership();
         let own = membership.author(&group.author().secret().id()).ok_or(ErrorCode::Unavailable)?;
         let (role, member) = (own.role, own.member);
-        let operation =
-            Operation::Admit { keys: request.keys.clone(), member, role, invite: Some(request.invite) };
+        let operation = Operation::Admit { keys: request.keys.clone(), member, role, invite: Some(request.invite) };
         append_operation(group, operation).await.map_err(|error| unavailable(&error))?;
     }
     let token = group.membership().token(&author).ok_or(ErrorCode::Unavailable)?;
@@ -521,7 +514,9 @@ pub(crate) async fn join(
     let keys = derive(code).await?;
     progress(JoinProgress::Looking);
     let found = match ticket {
-        Some(ticket) => Whereabouts { by: "link".to_owned(), device: ticket.device, addresses: ticket.addresses, expires: None },
+        Some(ticket) => {
+            Whereabouts { by: "link".to_owned(), device: ticket.device, addresses: ticket.addresses, expires: None }
+        }
         None => look_up(device, &keys).await?,
     };
     progress(JoinProgress::Found { by: found.by.clone() });
@@ -564,7 +559,8 @@ async fn look_up(device: &Inner, keys: &InviteKeys) -> Result<Whereabouts, Clien
                 }
             };
             // whoever does not know the code can only make records that do not open
-            let Some(record) = keys.open_record(record.as_bytes()).ok().and_then(|plain| InviteRecord::decode(&plain).ok())
+            let Some(record) =
+                keys.open_record(record.as_bytes()).ok().and_then(|plain| InviteRecord::decode(&plain).ok())
             else {
                 device.count_refused();
                 continue;

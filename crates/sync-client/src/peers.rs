@@ -12,7 +12,7 @@ use sync_link::frame::FrameStream;
 use sync_link::iroh_link::{Connection, DIAL_TIMEOUT, DeviceId as LinkDevice};
 use sync_types::bounds::MAX_FRAME;
 use sync_types::{AuthorId, DeviceId, ErrorCode, Frame, GroupId, ReplicaId};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::device::Inner;
@@ -27,6 +27,11 @@ const EVENTS: usize = 64;
 const SIMULTANEOUS: Duration = Duration::from_secs(2);
 /// Peers dialled per group at most; the others are reached when they dial.
 pub(crate) const MAX_PEERS: usize = 64;
+
+/// Time for a peer to prove itself and to exchange membership; a slow link with a large group takes some of it.
+const ESTABLISH_WAIT: Duration = Duration::from_secs(30);
+/// Channels of peers that have not proven themselves yet; strangers cannot open more.
+pub(crate) const MAX_UNPROVEN: usize = 64;
 
 static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
 
@@ -251,6 +256,10 @@ async fn dial_and_run(
 
 /// Takes a channel that a peer opened.
 pub(crate) async fn accept(device: &Arc<Inner>, connection: Connection) {
+    let Ok(unproven) = device.unproven().try_acquire_owned() else {
+        device.count_refused();
+        return connection.close(1, "too many at once");
+    };
     let opened = tokio::time::timeout(HANDSHAKE_TIMEOUT, async {
         let mut stream = connection.accept_stream(MAX_FRAME).await.ok()?;
         let bytes = stream.receiver.recv().await.ok()??;
@@ -275,7 +284,7 @@ pub(crate) async fn accept(device: &Arc<Inner>, connection: Connection) {
     let cancel = device.closed().child_token();
     let peer = DeviceId(connection.remote_device().0);
     group.peers.tell(&peer, Step::Accepted);
-    let end = converse(device, &group, &connection, stream, Side::Acceptor, Some(hello), &cancel).await;
+    let end = converse(device, &group, &connection, stream, Side::Acceptor, Some((hello, unproven)), &cancel).await;
     group.peers.tell(&peer, end);
 }
 
@@ -294,16 +303,26 @@ async fn converse(
     connection: &Connection,
     stream: FrameStream,
     side: Side,
-    first: Option<Frame>,
+    accepted: Option<(Frame, OwnedSemaphorePermit)>,
     cancel: &CancellationToken,
 ) -> Step {
+    let (first, mut unproven) = accepted.unzip();
     let session = NEXT_SESSION.fetch_add(1, Ordering::Relaxed);
     let peer = DeviceId(connection.remote_device().0);
     let cancel = cancel.child_token();
     let (progress, mut reports) = mpsc::channel(EVENTS);
     let watch = async {
         let mut known = None;
-        while let Some(report) = reports.recv().await {
+        let deadline = tokio::time::Instant::now() + ESTABLISH_WAIT;
+        loop {
+            let report = tokio::select! {
+                report = reports.recv() => report,
+                () = tokio::time::sleep_until(deadline), if known.is_none() && !cancel.is_cancelled() => {
+                    cancel.cancel();
+                    continue;
+                }
+            };
+            let Some(report) = report else { break };
             match report {
                 Report::Established { author, replica, max_cursor, name, addresses } => {
                     let name = pairing::clean(&name);
@@ -323,6 +342,7 @@ async fn converse(
                         continue;
                     }
                     known = Some((replica, name.clone()));
+                    unproven.take();
                     let facts = PeerFacts { replica, author, device: peer, name: name.clone(), addresses };
                     group.note_peer(facts, connection.remote_address()).await;
                     group.peers.tell(&peer, Step::Accepted);
@@ -339,8 +359,7 @@ async fn converse(
         }
         known
     };
-    let (close, known) =
-        tokio::join!(link::run(group, connection, stream, side, first, progress, &cancel), watch);
+    let (close, known) = tokio::join!(link::run(group, connection, stream, side, first, progress, &cancel), watch);
     tracing::debug!(peer = %peer.short(), reason = %close.text, by_peer = close.by_peer, "session ended");
     let gone = group.peers.end(&peer, session);
     if let Some((replica, name)) = known

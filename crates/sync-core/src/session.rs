@@ -98,8 +98,9 @@ pub enum Effect {
     Store {
         /// Repeated in the answer.
         id: u64,
-        /// The peer's database.
-        replica: ReplicaId,
+        /// The peer's database; none before the peer has shown that it belongs to the group, so that nothing is
+        /// remembered of strangers.
+        replica: Option<ReplicaId>,
         /// The envelopes.
         batch: Vec<Vec<u8>>,
         /// Cursor and check of the peer's replica up to which nothing is missing now.
@@ -114,8 +115,8 @@ pub enum Effect {
     ///
     /// If the peer knows more of our own feed than we do, the shell renews the author first.
     Select {
-        /// The peer's database.
-        replica: ReplicaId,
+        /// The peer's author, whose word it is.
+        author: AuthorId,
         /// Which entries are meant.
         scope: Scope,
         /// Last cursor the peer saw here.
@@ -504,7 +505,8 @@ impl Session {
         let id = self.next_store;
         self.next_store += 1;
         self.storing.push_back((id, what));
-        self.effects.push_back(Effect::Store { id, replica: peer.replica, batch, position });
+        let replica = (self.phase != Phase::Evaluating).then_some(peer.replica);
+        self.effects.push_back(Effect::Store { id, replica, batch, position });
     }
 
     fn handle_stored(&mut self, id: u64, membership: &Membership, wants: Vec<Want>) {
@@ -600,7 +602,7 @@ impl Session {
             return self.refuse(ErrorCode::Protocol, "a second PULL came before the first was answered");
         }
         self.selecting.push((scope, request, limit));
-        self.effects.push_back(Effect::Select { replica: peer.replica, scope, after, check, have, covered });
+        self.effects.push_back(Effect::Select { author: peer.author, scope, after, check, have, covered });
     }
 
     fn handle_selected(&mut self, scope: Scope, selection: Arc<Selection>, start: Cursor, reset: bool) {

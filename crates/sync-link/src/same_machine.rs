@@ -199,7 +199,14 @@ async fn watch_invite(directory: Arc<Directory>, id: LookupId, mut sink: LookupS
     let mut poll = tokio::time::interval(POLL_EVERY);
     loop {
         poll.tick().await;
-        for name in directory.records_of(id) {
+        let records = match directory.records_of(id) {
+            Ok(records) => records,
+            Err(error) => {
+                sink.warn(error.into()).await;
+                continue;
+            }
+        };
+        for name in records {
             match directory.read(&name, MAX_RECORD, INVITE_STALE) {
                 Ok(Some(bytes)) => sink.candidate(&bytes).await,
                 Ok(None) => {}
@@ -312,15 +319,17 @@ impl Directory {
     }
 
     /// The files that hold records under an id, at most [`MAX_CANDIDATES`].
-    fn records_of(&self, id: LookupId) -> Vec<PathBuf> {
+    fn records_of(&self, id: LookupId) -> Result<Vec<PathBuf>, DirectoryError> {
+        // whoever cleaned up may not be who made it anew
+        self.check()?;
         let prefix = format!("{}-", id.to_hex());
-        let Ok(entries) = fs::read_dir(self.path.join(INVITES)) else { return Vec::new() };
+        let Ok(entries) = fs::read_dir(self.path.join(INVITES)) else { return Ok(Vec::new()) };
         let names = entries.take(MAX_SWEEP).flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        names
+        Ok(names
             .filter(|name| name.starts_with(&prefix) && !name.ends_with(BESIDE))
             .take(MAX_CANDIDATES)
             .map(|name| Path::new(INVITES).join(name))
-            .collect()
+            .collect())
     }
 
     /// Removes stale files; what cannot be removed is harmless.

@@ -54,6 +54,7 @@ fn main(){
   let t=Instant::now(); let k=20000u64;
   let mut i=0; while i<k{ let mut txn=db.begin().unwrap(); for _ in 0..256{ let e=[mk(i)]; txn.attempt(|t|t.append(&group,&e,&w)).unwrap(); i+=1;} txn.commit().unwrap();}
   println!("own, 256 commands a commit: {:.0}/s",i as f64/t.elapsed().as_secs_f64());
+  let t=Instant::now(); let mut k2=0; while k2<20000u64{ let e:Vec<_>=(0..500).map(|j|mk(500000+k2+j)).collect(); db.write(|t|t.append(&group,&e,&w)).unwrap(); k2+=500;} println!("own, 500 a call: {:.0}/s",k2 as f64/t.elapsed().as_secs_f64());
   let t=Instant::now(); for e in 0..20000u64{ let _=w.seal(Number(2),prev,&mk(e)).unwrap();} println!("sealing alone: {:.0}/s",20000.0/t.elapsed().as_secs_f64());
   let mut lat:Vec<_>=(0..1000u64).map(|n|{let e=[mk(1000000+n)]; let t=Instant::now(); db.write(|t|t.append(&group,&e,&w)).unwrap(); t.elapsed()}).collect(); lat.sort();
   println!("single: median {:?} p99 {:?} max {:?}",lat[500],lat[990],lat[999]);

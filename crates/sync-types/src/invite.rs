@@ -175,10 +175,8 @@ impl MemberRecord {
         let mut reader = Reader::new(bytes);
         let fields = reader.array("record", 3, 64)?;
         check_version("record", &mut reader)?;
-        let record = Self {
-            device: DeviceId(reader.fixed("device")?),
-            addresses: reader.texts("addresses", MAX_ADDRESSES)?,
-        };
+        let record =
+            Self { device: DeviceId(reader.fixed("device")?), addresses: reader.texts("addresses", MAX_ADDRESSES)? };
         reader.skip("record", fields - 3)?;
         Ok(record)
     }
@@ -201,7 +199,10 @@ mod tests {
     fn a_link_is_read_back_and_stays_yesterdays() {
         let ticket = Ticket { secret: [7; 10], device: DeviceId([8; 32]), addresses: vec!["127.0.0.1:4000".into()] };
         let link = ticket.to_link();
-        expect_test::expect!["syncshell://join#lAHECgcHBwcHBwcHBwfEIAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgIka4xMjcuMC4wLjE6NDAwMA"].assert_eq(&link);
+        expect_test::expect![
+            "syncshell://join#lAHECgcHBwcHBwcHBwfEIAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgIka4xMjcuMC4wLjE6NDAwMA"
+        ]
+        .assert_eq(&link);
         assert_eq!(Ticket::from_link(&format!(" {link}\n")), Ok(ticket));
         for bad in ["", "syncshell://join#", "syncshell://join#!!", "https://x/#AA"] {
             assert!(Ticket::from_link(bad).is_err(), "{bad}");

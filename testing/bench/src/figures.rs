@@ -86,14 +86,14 @@ impl Row {
     }
 
     fn ours(&self) -> f64 {
-        quantile(&self.ours, 0.5)
+        quantile(&self.ours, 50)
     }
 
     /// Of ratios the median too, so that a round on a slower machine counts like any other.
     fn ratio(&self) -> Option<f64> {
         let floor = self.floor.as_ref()?;
         let ratios: Vec<f64> = self.ours.iter().zip(&floor.figures).map(|(ours, floor)| ours / floor).collect();
-        Some(quantile(&ratios, 0.5))
+        Some(quantile(&ratios, 50))
     }
 
     fn met(&self) -> Option<bool> {
@@ -102,14 +102,15 @@ impl Row {
 
     fn cells(&self) -> [String; 7] {
         let floor = self.floor.as_ref();
-        let worst = |take: fn(f64, f64) -> f64| self.ours.iter().copied().reduce(take).map(|value| self.unit.show(value));
-        let (least, most) = (worst(f64::min).unwrap_or_default(), worst(f64::max).unwrap_or_default());
+        let limit =
+            |take: fn(f64, f64) -> f64| self.ours.iter().copied().reduce(take).map(|value| self.unit.show(value));
+        let (least, most) = (limit(f64::min).unwrap_or_default(), limit(f64::max).unwrap_or_default());
         [
             self.work.clone(),
             self.unit.show(self.ours()),
             if self.ours.len() > 1 { format!("{least} … {most}") } else { String::new() },
             floor.map_or(String::new(), |floor| {
-                format!("{} ({})", self.unit.show(quantile(&floor.figures, 0.5)), floor.name)
+                format!("{} ({})", self.unit.show(quantile(&floor.figures, 50)), floor.name)
             }),
             self.ratio().map_or(String::new(), |ratio| format!("{ratio:.2}")),
             self.target.map_or(String::new(), |target| target.show(self.unit)),
@@ -179,10 +180,40 @@ impl Report {
     }
 }
 
-/// The value below which this part of the figures lies; the higher of two where it falls between them.
-pub(crate) fn quantile(figures: &[f64], part: f64) -> f64 {
+/// The figure that this many per cent of the others do not exceed; NaN of none.
+pub(crate) fn quantile(figures: &[f64], percent: usize) -> f64 {
     let mut sorted = figures.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let below = sorted.partition_point(|value| rank(&sorted, *value) < part);
-    sorted.get(below.min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+    let at = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
+    sorted.get(at).copied().unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quantile_is_one_of_the_figures() {
+        let figures: Vec<f64> = (0..100).rev().map(f64::from).collect();
+        for (percent, expected) in [(0, 0.0), (50, 50.0), (99, 99.0), (100, 99.0)] {
+            assert_eq!(quantile(&figures, percent).to_bits(), f64::to_bits(expected), "{percent}");
+        }
+        assert!(quantile(&[], 50).is_nan());
+    }
+
+    #[test]
+    fn a_missed_target_is_said_and_ratios_are_taken_round_by_round() {
+        let slow = Row::new("slow", Unit::Milliseconds, vec![30.0, 10.0, 20.0])
+            .floor("disk", vec![10.0, 10.0, 10.0])
+            .target(Target::AtMost(15.0));
+        let fast = Row::new("fast", Unit::PerSecond, vec![100.0]).target(Target::AtLeast(100.0));
+        let report = Report { cores: 2, memory_mib: None, load: vec![0.5], rows: vec![slow, fast] };
+        let table = report.table();
+        assert!(
+            table.contains("| 20.000 ms | 10.000 ms … 30.000 ms | 10.000 ms (disk) | 2.00  | ≤ 15.000 ms | no  |"),
+            "{table}"
+        );
+        assert!(table.ends_with("missed: slow\n"), "{table}");
+        assert_eq!(report.json()["rows"][1]["met"], true);
+    }
 }

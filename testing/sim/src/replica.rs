@@ -393,26 +393,17 @@ impl Running {
         if self.with_keys(|keys| keys.knows(epoch)) {
             return Ok(());
         }
-        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-        let group = self.group;
-        let before = keys.all();
-        if keys.insert(epoch, secret.clone()).is_err() {
+        if epoch.number <= 1 {
+            // the first epoch comes with the group, and no other has its number
             return Ok(());
         }
-        let done = self.db.write(|txn| {
+        let group = self.group;
+        self.db.write(|txn| {
             put_epoch(txn, epoch, secret)?;
-            txn.epoch_readable(&group, epoch).map(|_| ())
-        });
-        if done.is_err() {
-            // not known until it is durable
-            let charter = self.db.read(|reader| reader.group(&group))?.charter;
-            let mut old = GroupKeys::new(&charter).map_err(|error| damaged(&error.to_string()))?;
-            for (epoch, secret) in before {
-                old.insert(epoch, secret).map_err(|error| damaged(&error.to_string()))?;
-            }
-            *keys = old;
-        }
-        done
+            txn.epoch_readable(&group, epoch)
+        })?;
+        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        keys.insert(epoch, secret.clone()).map_err(|error| damaged(&error.to_string()))
     }
 
     /// Opens every rotation held whose epoch is not known.

@@ -153,7 +153,8 @@ impl ApiClient {
         }
 
         let status = response.status();
-        let theirs = response.headers().get(VERSION_HEADER).and_then(|version| version.to_str().ok()).map(str::to_owned);
+        let theirs =
+            response.headers().get(VERSION_HEADER).and_then(|version| version.to_str().ok()).map(str::to_owned);
         if status == StatusCode::UPGRADE_REQUIRED {
             let theirs = theirs.as_deref().unwrap_or("unknown");
             return Err(super::server::other_version(theirs, Some(VERSION)));

@@ -197,7 +197,12 @@ mod tests {
             timestamp: 1,
             bytes: vec![0, 255, b'\n'],
         };
-        check(&blob, &expect![[r#"{"cursor":7,"blob_id":"0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a","sender":"0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b","timestamp":1,"bytes":"AP8K"}"#]]);
+        check(
+            &blob,
+            &expect![[
+                r#"{"cursor":7,"blob_id":"0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a","sender":"0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b","timestamp":1,"bytes":"AP8K"}"#
+            ]],
+        );
         check(
             &Event::BlobAvailable { blob_id: "00".into(), cursor: 3, sender: "11".into() },
             &expect![[r#"{"event":"blob-available","blob_id":"00","cursor":3,"sender":"11"}"#]],

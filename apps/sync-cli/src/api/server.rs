@@ -206,10 +206,7 @@ async fn pull(State(app): State<App>, query: Result<Query<PullQuery>, QueryRejec
     Ok(Json(app.service.pull(&query.group, query.after, limit).await?))
 }
 
-async fn events(
-    State(app): State<App>,
-    query: Result<Query<InGroup>, QueryRejection>,
-) -> Result<Response, Refusal> {
+async fn events(State(app): State<App>, query: Result<Query<InGroup>, QueryRejection>) -> Result<Response, Refusal> {
     let events = app.service.events(&query?.group)?;
     let lines = stream::unfold(events, async |mut events| {
         let event = events.next().await?;
@@ -263,10 +260,7 @@ async fn revoke(
     Ok(Json(serde_json::json!({})))
 }
 
-async fn join(
-    State(app): State<App>,
-    request: Result<Json<JoinRequest>, JsonRejection>,
-) -> Result<Response, Refusal> {
+async fn join(State(app): State<App>, request: Result<Json<JoinRequest>, JsonRejection>) -> Result<Response, Refusal> {
     let Json(JoinRequest { invite }) = request?;
     let (lines, reader) = mpsc::channel(JOIN_LINES);
     let service = Arc::clone(&app.service);

@@ -16,7 +16,7 @@ use crate::backend::Backend;
 use crate::exit::Failure;
 use crate::follow::Follow;
 use crate::output::Output;
-use crate::signals;
+use crate::signals::Stop;
 
 /// Blobs pushed while the other device is down.
 const BACKLOG: usize = 100;
@@ -54,12 +54,12 @@ struct End<'a> {
 
 impl Args {
     pub(crate) async fn run(self, out: Output) -> Result<(), Failure> {
+        let mut stop = Stop::listen()?;
         let dir = self.make_dir()?;
         // the devices end with their guards, also when this is interrupted
         tokio::select! {
             result = show(&dir, out) => result,
-            stopped = signals::stop_requested() => {
-                stopped.map_err(Failure::io("cannot wait for signals"))?;
+            () = stop.requested() => {
                 Err(Failure::new("demo", format!("the demo was broken off; its homes are in {}", dir.display())))
             }
         }
@@ -145,7 +145,10 @@ async fn survive(pusher: &mut Device, victim: &mut Device, story: &mut Story) ->
     let exact = rest.len() == BACKLOG - half
         && rest.iter().zip(half..).all(|(blob, number)| blob.bytes == backlog(number).into_bytes());
     check(exact, format!("pulling after the cursor of number {half} gave {} blobs", rest.len()))?;
-    story.tell("pull-after", format!("{} pulls after number {half} and gets exactly the other {}", pusher.name, rest.len()))?;
+    story.tell(
+        "pull-after",
+        format!("{} pulls after number {half} and gets exactly the other {}", pusher.name, rest.len()),
+    )?;
     Ok(())
 }
 
@@ -221,7 +224,8 @@ impl Device {
     /// This program, for this device, on the loopback network alone.
     fn command(&self) -> Result<Command, Failure> {
         let program = std::env::current_exe().map_err(Failure::io("cannot find this program"))?;
-        let open = |result: std::io::Result<File>| result.map_err(Failure::io(format!("cannot write {}", self.log.display())));
+        let open =
+            |result: std::io::Result<File>| result.map_err(Failure::io(format!("cannot write {}", self.log.display())));
         let log = open(File::options().create(true).append(true).open(&self.log))?;
         let mut command = Command::new(program);
         command

@@ -80,13 +80,8 @@ impl Args {
         let key_store = home.key_store();
         drop(home);
 
-        let mut result = Made {
-            home: path.display().to_string(),
-            name,
-            key_store,
-            group: None,
-            group_passphrase: None,
-        };
+        let mut result =
+            Made { home: path.display().to_string(), name, key_store, group: None, group_passphrase: None };
         if let Some((group_name, group)) = &group {
             let local = Local::open(global, &path, Mode::Offline).await?;
             let opened = local.service().open_passphrase_group(group_name, &group.passphrase).await;

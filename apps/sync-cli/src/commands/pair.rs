@@ -11,7 +11,7 @@ use crate::backend::{Backend, Mode};
 use crate::cli::Global;
 use crate::exit::Failure;
 use crate::output::Output;
-use crate::signals;
+use crate::signals::Stop;
 use crate::terminal;
 
 /// Bytes of a code or link that are read from standard input: the longest link, with room.
@@ -53,41 +53,35 @@ struct Revoked {
 
 impl Args {
     pub(crate) async fn run(self, global: &Global, out: Output) -> Result<(), Failure> {
+        let mut stop = Stop::listen()?;
         if let Some(invite) = &self.join {
-            let invite = given_or_read(invite, "Code or link: ").await?;
-            let backend = Backend::open(global, Mode::Online).await?;
-            let result = join(&backend, &invite, out).await;
+            let invite = stop.or(given_or_read(invite, "Code or link: ")).await?;
+            let backend = stop.or(Backend::open(global, Mode::Online)).await?;
+            let result = join(&backend, &invite, &mut stop, out).await;
             backend.close().await;
             return result;
         }
         if let Some(invite) = &self.revoke {
-            let invite = given_or_read(invite, "Code, link or id: ").await?;
-            let backend = Backend::open(global, Mode::Offline).await?;
+            let invite = stop.or(given_or_read(invite, "Code, link or id: ")).await?;
+            let backend = stop.or(Backend::open(global, Mode::Offline)).await?;
             let result = backend.revoke(&invite).await;
             backend.close().await;
             result?;
             return out.result("the invite was taken back", &Revoked { outcome: "revoked" });
         }
-        let backend = Backend::open(global, Mode::Serve).await?;
-        let result = self.create(&backend, global.group(), out).await;
+        let backend = stop.or(Backend::open(global, Mode::Serve)).await?;
+        let result = self.create(&backend, global.group(), &mut stop, out).await;
         backend.close().await;
         result
     }
 
-    async fn create(&self, backend: &Backend, group: &str, out: Output) -> Result<(), Failure> {
+    async fn create(&self, backend: &Backend, group: &str, stop: &mut Stop, out: Output) -> Result<(), Failure> {
         let invite = backend.invite(group, Some(Duration::from_secs(self.expires_in.into()))).await?;
         self.show(&invite, out)?;
         let outcome = tokio::select! {
             outcome = backend.outcome(&invite.id) => outcome?,
-            stopped = signals::stop_requested() => {
-                stopped.map_err(Failure::io("cannot wait for signals"))?;
-                backend.revoke(&invite.id).await?;
-                Outcome::Revoked
-            }
-            () = backend.quit() => {
-                backend.revoke(&invite.id).await?;
-                Outcome::Revoked
-            }
+            () = stop.requested() => revoke(backend, &invite.id).await?,
+            () = backend.quit() => revoke(backend, &invite.id).await?,
         };
         out.object(&outcome)?;
         match outcome {
@@ -95,9 +89,10 @@ impl Args {
                 let author = author.get(..8).unwrap_or(&author);
                 out.text(format!("{} has joined as {author}", terminal::clean(&name)))
             }
-            Outcome::Expired => {
-                Err(Failure::new("invite-expired", "nobody joined in time; make a new invite with `syncshell pair --create`"))
-            }
+            Outcome::Expired => Err(Failure::new(
+                "invite-expired",
+                "nobody joined in time; make a new invite with `syncshell pair --create`",
+            )),
             Outcome::Revoked => Err(Failure::new("invite-revoked", "the invite was taken back; nobody has joined")),
         }
     }
@@ -118,12 +113,21 @@ impl Args {
     }
 }
 
-async fn join(backend: &Backend, invite: &str, out: Output) -> Result<(), Failure> {
+/// Takes an invite back, unless it has ended by itself just before.
+async fn revoke(backend: &Backend, id: &str) -> Result<Outcome, Failure> {
+    match backend.revoke(id).await {
+        Ok(()) => Ok(Outcome::Revoked),
+        Err(failure) if matches!(&*failure.code, "invite-used" | "invite-expired") => backend.outcome(id).await,
+        Err(failure) => Err(failure),
+    }
+}
+
+async fn join(backend: &Backend, invite: &str, stop: &mut Stop, out: Output) -> Result<(), Failure> {
     let group = tokio::select! {
         joined = backend.join(invite, |step| out.note(step)) => joined?,
-        stopped = signals::stop_requested() => {
-            stopped.map_err(Failure::io("cannot wait for signals"))?;
-            return Err(Failure::new("closed", "the join was broken off; repeat it, the same invite still holds for this device"));
+        () = stop.requested() => {
+            let message = "the join was broken off; repeat it, the same invite still holds for this device";
+            return Err(Failure::new("interrupted", message));
         }
     };
     out.result(format!("joined group {group}"), &Joined { group: group.clone() })

@@ -8,7 +8,7 @@ use crate::cli::Global;
 use crate::exit::Failure;
 use crate::follow::Follow;
 use crate::output::Output;
-use crate::signals;
+use crate::signals::Stop;
 use crate::terminal;
 
 /// Read what was pushed in the group, in the order in which it arrived here
@@ -56,10 +56,12 @@ struct End {
 
 impl Args {
     pub(crate) async fn run(self, global: &Global, out: Output) -> Result<(), Failure> {
-        let backend = Backend::open(global, if self.follow { Mode::Serve } else { Mode::Offline }).await?;
+        let mut stop = Stop::listen()?;
+        let mode = if self.follow { Mode::Serve } else { Mode::Offline };
+        let backend = stop.or(Backend::open(global, mode)).await?;
         let result = tokio::select! {
             result = self.pull(&backend, global.group(), out) => result,
-            stopped = signals::stop_requested() => stopped.map_err(Failure::io("cannot wait for signals")),
+            () = stop.requested() => Ok(()),
             () = backend.quit() => Ok(()),
         };
         backend.close().await;

@@ -15,7 +15,7 @@ use crate::backend::{Backend, Mode};
 use crate::cli::Global;
 use crate::exit::Failure;
 use crate::output::Output;
-use crate::signals;
+use crate::signals::Stop;
 use crate::terminal;
 
 /// Store a text or a file's bytes in the group, and hand it to whoever can be reached
@@ -47,11 +47,21 @@ struct Report<'a> {
 
 impl Args {
     pub(crate) async fn run(self, global: &Global, out: Output) -> Result<(), Failure> {
-        let bytes = self.bytes().await?;
+        let mut stop = Stop::listen()?;
+        let bytes = stop.or(self.bytes()).await?;
         let blob_id = self.blob_id.unwrap_or_else(draw_blob_id).to_string();
         let mode = if self.wait == 0 { Mode::Offline } else { Mode::Online };
-        let backend = Backend::open(global, mode).await?;
-        let result = push(&backend, global.group(), &blob_id, bytes, Duration::from_secs(self.wait.into()), out).await;
+        let backend = stop.or(Backend::open(global, mode)).await?;
+        let wait = Duration::from_secs(self.wait.into());
+        let result = push(&backend, global.group(), &blob_id, bytes, out).await;
+        let result = match result {
+            Ok(pushed) if !wait.is_zero() => tokio::select! {
+                result = hand_over(&backend, global.group(), &pushed, wait, out) => result,
+                // it is durable, so nothing that happens from here on is a failure
+                () = stop.requested() => Ok(()),
+            },
+            other => other.map(drop),
+        };
         backend.close().await;
         result
     }
@@ -74,14 +84,7 @@ impl Args {
     }
 }
 
-async fn push(
-    backend: &Backend,
-    group: &str,
-    blob_id: &str,
-    bytes: Vec<u8>,
-    wait: Duration,
-    out: Output,
-) -> Result<(), Failure> {
+async fn push(backend: &Backend, group: &str, blob_id: &str, bytes: Vec<u8>, out: Output) -> Result<Pushed, Failure> {
     let pushed = backend.push(group, blob_id, bytes).await.map_err(|failure| match &*failure.code {
         "interrupted" | "closed" => {
             let advice = format!("; it may be stored: repeat the push with `--blob-id {blob_id}`");
@@ -91,23 +94,25 @@ async fn push(
     })?;
     let stored = format!("stored at cursor {} as {}", pushed.cursor, pushed.blob_id);
     out.result(stored, &Report { state: "stored", pushed: &pushed, holders: None })?;
-    if wait.is_zero() {
-        return Ok(());
-    }
+    Ok(pushed)
+}
 
-    let handed = tokio::select! {
-        handed = backend.handed(group, pushed.cursor, wait) => handed,
-        stopped = signals::stop_requested() => return stopped.map_err(Failure::io("cannot wait for signals")),
-    };
-    // it is durable, so nothing that happens from here on is a failure
-    let holders = match handed {
+/// Waits until someone else has what was stored, and says who.
+async fn hand_over(
+    backend: &Backend,
+    group: &str,
+    pushed: &Pushed,
+    wait: Duration,
+    out: Output,
+) -> Result<(), Failure> {
+    let holders = match backend.handed(group, pushed.cursor, wait).await {
         Ok(handed) => handed.holders,
         Err(failure) => {
             out.warn(format!("it is stored, and who else has it is not known: {failure}"));
             return Ok(());
         }
     };
-    let report = Report { state: "handed-over", pushed: &pushed, holders: Some(&holders) };
+    let report = Report { state: "handed-over", pushed, holders: Some(&holders) };
     if holders.is_empty() {
         let waiting = "nobody else has it yet; it goes out when another device is reached while this home is open";
         out.result(waiting, &Report { state: "waiting", ..report })

@@ -14,7 +14,7 @@ use crate::cli::Global;
 use crate::exit::Failure;
 use crate::output::Output;
 use crate::service::Service;
-use crate::signals;
+use crate::signals::Stop;
 use crate::terminal;
 
 /// Events of all groups that wait to be printed; a slow terminal slows nothing but itself.
@@ -44,11 +44,12 @@ struct Serving<'a> {
 
 impl Args {
     pub(crate) async fn run(self, global: &Global, out: Output) -> Result<(), Failure> {
+        let mut stop = Stop::listen()?;
         let home = global.home()?;
         if let Some(server) = find_server(global, &home).await? {
             return Err(served_by(&server.overview().await?));
         }
-        let local = match Local::open(global, &home, Mode::Serve).await {
+        let local = match stop.or(Local::open(global, &home, Mode::Serve)).await {
             Err(failure) if failure.code == "busy" => {
                 // it may have begun to serve while we waited, and says more about itself than its lock
                 let Some(server) = find_server(global, &home).await? else { return Err(failure) };
@@ -58,7 +59,7 @@ impl Args {
         };
         let result = tokio::select! {
             result = narrate(local.service(), out) => result,
-            stopped = signals::stop_requested() => stopped.map_err(Failure::io("cannot wait for signals")),
+            () = stop.requested() => Ok(()),
             () = local.service().quit().cancelled() => Ok(()),
             () = end_of_input(), if self.until_eof => Ok(()),
         };
@@ -136,7 +137,9 @@ fn tell(group: GroupId, event: &Event, out: Output) -> Result<(), Failure> {
     out.object(&Line { group: group.to_string(), event })?;
     let group = group.short();
     match event {
-        Event::Connected { name, pending: 0, .. } => out.text(format!("{group} connected to {}", terminal::clean(name))),
+        Event::Connected { name, pending: 0, .. } => {
+            out.text(format!("{group} connected to {}", terminal::clean(name)))
+        }
         Event::Connected { name, pending, .. } => {
             out.text(format!("{group} connected to {}, handing over {pending}", terminal::clean(name)))
         }

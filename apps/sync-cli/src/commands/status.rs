@@ -34,12 +34,8 @@ fn text(overview: &Overview) -> String {
         Some(pid) => format!("served by process {pid}"),
         None => "not served; `syncshell run` keeps it in sync".to_owned(),
     };
-    let mut text = format!(
-        "home    {} ({served})\ndevice  {} {}\n",
-        overview.home,
-        clean(&overview.name),
-        overview.device
-    );
+    let mut text =
+        format!("home    {} ({served})\ndevice  {} {}\n", overview.home, clean(&overview.name), overview.device);
     for warning in &overview.warnings {
         line(&mut text, format_args!("warning {}", clean(warning)));
     }

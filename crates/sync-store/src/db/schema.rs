@@ -19,10 +19,12 @@ const MIGRATIONS: &[&str] = &[include_str!("../../migrations/0001_log.sql")];
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Prepared statements kept: more than this crate has.
 const STATEMENTS: usize = 128;
+/// Bytes of a page: several envelopes of 1 KiB fill one well, and a single push still writes few bytes.
+const PAGE_BYTES: i32 = 8 << 10;
 /// Page cache of the writer in KiB: inner pages of the indexes of some million entries.
 const WRITER_CACHE_KIB: i32 = 16 << 10;
 /// Pages of write-ahead log that start a checkpoint: rare enough that bulk arrivals write most pages once.
-const CHECKPOINT_PAGES: i32 = 4000;
+const CHECKPOINT_PAGES: i32 = 2000;
 /// Bytes the write-ahead log is cut to after a checkpoint, so that one large transaction does not stay on disk.
 const WAL_BYTES: i32 = 64 << 20;
 
@@ -68,7 +70,8 @@ fn prepare(conn: &mut Connection, options: &DbOptions, rng: &mut dyn CryptoRng) 
         return Err(Failure::Store(StoreError::ReadOnly));
     }
     if found == 0 {
-        conn.pragma_update(None, "page_size", 8192)?;
+        // first: the next pragma makes the file
+        conn.pragma_update(None, "page_size", PAGE_BYTES)?;
         conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     }
     conn.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
@@ -77,6 +80,7 @@ fn prepare(conn: &mut Connection, options: &DbOptions, rng: &mut dyn CryptoRng) 
     conn.pragma_update(None, "fullfsync", "ON")?;
     conn.pragma_update(None, "checkpoint_fullfsync", "ON")?;
     conn.pragma_update(None, "foreign_keys", "ON")?;
+    // what a command would take back fits in memory, since a commit is bounded
     conn.pragma_update(None, "temp_store", "MEMORY")?;
     conn.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
     conn.pragma_update_and_check(None, "wal_autocheckpoint", CHECKPOINT_PAGES, |_| Ok(()))?;

@@ -1,10 +1,12 @@
 //! The command line: its grammar, whose doc comments are its help.
 
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use clap::{Args, Parser, Subcommand};
 use sync_client::Network;
-use sync_client::home::{Home, PassphraseSource};
+use sync_client::home::{Home, PassphraseSource, Prompt};
+use zeroize::Zeroizing;
 
 use crate::commands::{demo, init, pair, pull, push, run, status};
 use crate::exit::Failure;
@@ -43,6 +45,10 @@ pub(crate) struct Global {
     /// Log to standard error; twice for details, three times for every packet
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+
+    /// What was typed for a new home, which is opened right after.
+    #[arg(skip)]
+    chosen: Arc<OnceLock<Zeroizing<String>>>,
 }
 
 /// The verbs, one module each.
@@ -77,7 +83,18 @@ impl Global {
         if let Some(file) = &self.passphrase_file {
             source = source.with_file(file);
         }
-        if terminal::is_there() { source.with_prompt(terminal::ask_passphrase) } else { source }
+        if !terminal::is_there() {
+            return source;
+        }
+        let chosen = Arc::clone(&self.chosen);
+        source.with_prompt(move |prompt| match (prompt, chosen.get()) {
+            (Prompt::Choose, _) => {
+                let typed = terminal::ask_passphrase(prompt)?;
+                Ok(chosen.get_or_init(|| typed).clone())
+            }
+            (Prompt::Enter, Some(typed)) => Ok(typed.clone()),
+            (Prompt::Enter, None) => terminal::ask_passphrase(prompt),
+        })
     }
 
     /// What a device is opened with.

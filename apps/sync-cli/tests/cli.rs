@@ -137,7 +137,11 @@ fn a_passphrase_group_is_the_same_for_all_who_know_it() {
     assert_eq!(made[0]["group_passphrase"], Value::Null, "its person knows it");
     let same = json_lines(&init(&ben, "ferry lantern gravel mosaic tundra quiver").success());
     assert_eq!(made[0]["group"], same[0]["group"]);
-    anna.push("mine");
+    anna.push("for all who know it");
+    {
+        let _serving = [anna.serve(), ben.serve()];
+        assert_eq!(texts(&ben.follow(0, 1)), ["for all who know it"]);
+    }
 
     let errors = init(&eve, "Family123").fails(2);
     assert!(errors.contains("weak-passphrase"), "{errors}");

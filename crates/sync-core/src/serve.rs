@@ -53,6 +53,12 @@ impl Selection {
         Ok(Self { scope, feeds })
     }
 
+    /// Which entries are meant.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        self.scope
+    }
+
     /// Whether the peer is to be sent this entry.
     #[must_use]
     pub fn wanted(&self, author: &AuthorId, number: Number, class: Class) -> bool {

@@ -632,7 +632,8 @@ impl Session {
         let newest = self.newest;
         for scope in [Scope::Membership, Scope::All] {
             let Some(serving) = self.serving_of(scope) else { continue };
-            let due = !serving.caught_up || serving.position < newest;
+            // what comes while membership is exchanged follows with everything else
+            let due = !serving.caught_up || (scope == Scope::All && serving.position < newest);
             if serving.reading || !due || serving.in_flight_bytes >= WINDOW {
                 continue;
             }

@@ -80,6 +80,7 @@ CREATE INDEX entries_by_blob ON entries (feed, blob_id) WHERE own > 0;
 CREATE INDEX entries_waiting ON entries (epoch_number, epoch_hash) WHERE state = 1;
 CREATE INDEX entries_membership ON entries (feed) WHERE class = 1;
 CREATE INDEX entries_rotation ON entries (feed) WHERE class = 2;
+CREATE INDEX entries_open ON entries (class) WHERE class > 0;
 
 CREATE TABLE invites (
   gid INTEGER NOT NULL REFERENCES groups,

@@ -56,6 +56,7 @@ pub struct Step {
 /// One thing that is done; it is passed over where it makes no sense, such as a push at a place that is down.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "what a variant says names its fields")]
 pub enum Action {
     /// The app pushes blobs of these sizes at once, after what failed before.
     Push { at: usize, sizes: Vec<usize> },

@@ -96,6 +96,8 @@ pub(crate) struct Running {
     rng: SharedRng,
     seals: Seals,
     copied: bool,
+    /// Peers whose word on our own feed was taken once.
+    believed: BTreeSet<AuthorId>,
 }
 
 /// Seals as an author and remembers what was sealed, stored or not.
@@ -127,7 +129,6 @@ pub(crate) struct Entry {
     pub(crate) hash: EnvelopeHash,
     pub(crate) sender: AuthorId,
     pub(crate) number: Number,
-    pub(crate) bytes: Vec<u8>,
 }
 
 /// An entry of an author, timestamp and digest included.
@@ -274,6 +275,7 @@ impl Replica {
             rng: self.rng.clone(),
             seals: self.seals.clone(),
             copied: self.copied,
+            believed: BTreeSet::new(),
         };
         running.open_rotations()?;
         if running.copied || row.behind {
@@ -346,7 +348,7 @@ impl Running {
         let entry = |carried: sync_types::Carried| {
             let envelope = Envelope::parse(&carried.envelope).map_err(|_| damaged("an envelope"))?;
             let (hash, sender, number) = (envelope.hash(), envelope.header.sender, envelope.header.number);
-            Ok(Entry { cursor: carried.cursor, hash, sender, number, bytes: carried.envelope })
+            Ok(Entry { cursor: carried.cursor, hash, sender, number })
         };
         batch.entries.into_iter().map(entry).collect()
     }
@@ -468,14 +470,16 @@ impl Running {
         Ok((ingested, wants))
     }
 
-    fn select(&mut self, pull: &Pull) -> Result<Reply, StoreError> {
-        for _ in 0..MAX_RENEWALS {
-            if let Some(reply) = self.db.read(|reader| exec::select(reader, &self.group, pull))? {
-                return Ok(reply);
-            }
+    /// Compares what a peer holds with what is held here, and whether its word on our own feed was taken.
+    fn select(&mut self, peer: AuthorId, pull: &Pull) -> Result<(Reply, bool), StoreError> {
+        if let Some(reply) = self.db.read(|reader| exec::select(reader, &self.group, pull))? {
+            return Ok((reply, true));
+        }
+        let first = self.believed.insert(peer);
+        if first {
             self.renew(true)?;
         }
-        Err(StoreError::AuthorBehind(self.author()))
+        Ok((self.db.read(|reader| exec::select_anyway(reader, &self.group, pull))?, first))
     }
 
     /// Carries out an effect of a session; what was refused with it.
@@ -494,13 +498,15 @@ impl Running {
             Effect::Survey { replica } => {
                 Some(self.db.read(|reader| exec::survey(reader, &group, &replica))?)
             }
-            Effect::Select { scope, after, check, have, covered, .. } => {
-                Some(self.select(&Pull { scope, after, check, have, covered })?)
+            Effect::Select { author, scope, after, check, have, covered } => {
+                let (reply, believed) = self.select(author, &Pull { scope, after, check, have, covered })?;
+                executed.believed = believed;
+                Some(reply)
             }
-            Effect::Read { scope, replica, after, limit, bytes, selection } => {
+            Effect::Read { scope, not_from, after, limit, bytes, selection } => {
                 let limits = Limits { entries: limit, bytes };
                 let read = |reader: &sync_store::Reader<'_>| {
-                    exec::read(reader, &group, scope, &replica, after, limits, &selection)
+                    exec::read(reader, &group, scope, not_from, after, limits, &selection)
                 };
                 Some(self.db.read(read)?)
             }
@@ -523,4 +529,6 @@ pub(crate) struct Executed {
     pub(crate) reply: Option<Reply>,
     pub(crate) stored: Vec<EnvelopeHash>,
     pub(crate) refused: Vec<Vec<u8>>,
+    /// A peer's word on our own feed was taken.
+    pub(crate) believed: bool,
 }

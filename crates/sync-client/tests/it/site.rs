@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand_core::{Rng as _, UnwrapErr};
@@ -90,9 +91,10 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
+/// Pairs by code, which takes the same-machine directory.
 pub(crate) async fn pair(inviter: &SyncClient, joiner: &Device) -> SyncClient {
     let mut invite = inviter.device().invite(inviter.group(), LIFETIME).await.expect("invites");
-    let joined = joiner.join(&invite.link, |_| {}).await.expect("joins");
+    let joined = joiner.join(&invite.code, |_| {}).await.expect("joins");
     let outcome = tokio::time::timeout(PATIENCE, invite.outcome()).await.expect("in time");
     assert!(matches!(outcome, InviteOutcome::Joined { .. }), "{outcome:?}");
     joined
@@ -272,11 +274,19 @@ impl Raw {
 
     /// Joins as an honest device would.
     pub(crate) async fn join(&self, inviter: &SyncClient) -> Member {
+        self.join_from(inviter, Vec::new()).await
+    }
+
+    /// Joins, and says where it can be dialled.
+    pub(crate) async fn join_from(&self, inviter: &SyncClient, at: Vec<String>) -> Member {
         let invite = inviter.device().invite(inviter.group(), LIFETIME).await.expect("invites");
         let target = Target::of_link(&invite.link, inviter.group());
         let mut asking = self.ask(&target, &invite.code).await;
         let author = AuthorSecret::make(&mut rng());
-        let join = asking.join(&author);
+        let mut join = asking.join(&author);
+        if let Frame::Join { addresses, .. } = &mut join {
+            *addresses = at;
+        }
         asking.talk.send(&join).await;
         let Some(Frame::Grant(grant)) = asking.talk.recv().await else { panic!("no grant") };
         let member = Member::of(author, &grant, &asking.talk.binding);
@@ -320,12 +330,13 @@ impl Asking {
 }
 
 /// What a raw peer holds once it was admitted.
+#[derive(Clone)]
 pub(crate) struct Member {
     pub(crate) author: AuthorSecret,
     pub(crate) group: GroupId,
     pub(crate) token: Vec<Vec<u8>>,
     pub(crate) replica: ReplicaId,
-    pub(crate) keys: GroupKeys,
+    pub(crate) keys: Arc<GroupKeys>,
 }
 
 impl Member {
@@ -335,7 +346,7 @@ impl Member {
         for (epoch, secret) in open_grant(&group, binding, &author, &grant.epochs).expect("opens") {
             keys.insert(epoch, secret).expect("commits");
         }
-        Self { author, group, token: grant.token.clone(), replica: ReplicaId(random()), keys }
+        Self { author, group, token: grant.token.clone(), replica: ReplicaId(random()), keys: Arc::new(keys) }
     }
 
     /// The member the device that invited us belongs to, and so do we.

@@ -33,7 +33,9 @@ fn a_new_file_has_the_settings_everything_relies_on() {
     let db = open(dir.path());
     let pragma = |name| db.raw().pragma_query_value(None, name, |row| row.get::<_, rusqlite::types::Value>(0)).unwrap();
     assert_eq!(pragma("journal_mode"), "wal".to_owned().into());
-    for (name, value) in [("synchronous", 2), ("foreign_keys", 1), ("auto_vacuum", 2), ("user_version", 1)] {
+    for (name, value) in
+        [("synchronous", 2), ("foreign_keys", 1), ("auto_vacuum", 2), ("page_size", 8192), ("user_version", 1)]
+    {
         assert_eq!(pragma(name), i64::from(value).into(), "{name}");
     }
     let exclusive = DbOptions { exclusive: true, ..DbOptions::default() };

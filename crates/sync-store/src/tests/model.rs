@@ -218,6 +218,14 @@ impl World {
         let numbers: BTreeSet<u64> =
             theirs.iter().map(|&at| if at < THEIRS - 3 { at as u64 + 1 } else { at as u64 - 2 }).collect();
         let feed = self.db().read(|reader| reader.feed(&group, &author(2).id())).unwrap();
+        let rows: i64 = self
+            .db()
+            .raw()
+            .query_row("SELECT count(*) FROM feed_ranges r JOIN feeds f USING (feed) WHERE f.own = 0", [], |row| {
+                row.get(0)
+            })
+            .unwrap();
+        prop_assert_eq!(rows, i64::try_from(feed.held.ranges().len()).unwrap(), "no range is written twice");
         for number in 0..=THEIRS as u64 {
             prop_assert_eq!(feed.held.contains(Number(number)), numbers.contains(&number), "number {}", number);
         }

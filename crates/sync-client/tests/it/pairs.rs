@@ -1,95 +1,10 @@
-//! Two and more devices in one process, over real sockets, homes and databases.
+//! Two and more devices in one process.
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use sync_client::home::{Home, KeyStoreKind, PassphraseSource};
-use sync_client::{Bind, ClientError, Config, Cursor, Device, Event, InviteOutcome, Network, SyncClient};
+use sync_client::{ClientError, Cursor, Device, Event};
 
-/// Longer than anything here takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
-const LIFETIME: Duration = Duration::from_secs(600);
-
-struct Site {
-    dir: tempfile::TempDir,
-}
-
-impl Site {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().expect("a directory") }
-    }
-
-    fn init(&self, name: &str) {
-        let mut rng = rand_core::UnwrapErr(getrandom::SysRng);
-        Home::create(self.path(name), name, Some(KeyStoreKind::File), &PassphraseSource::none(), &mut rng)
-            .expect("a home");
-    }
-
-    fn config(&self, name: &str) -> Config {
-        let network = Network {
-            bind: Bind::Loopback,
-            mdns: false,
-            lan: false,
-            runtime_dir: Some(self.path("run")),
-            ..Network::default()
-        };
-        Config { home: self.path(name), passphrase: PassphraseSource::none(), network }
-    }
-
-    async fn open(&self, name: &str) -> Device {
-        Device::open(self.config(name)).await.expect("opens")
-    }
-
-    async fn device(&self, name: &str) -> Device {
-        self.init(name);
-        self.open(name).await
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-}
-
-async fn pair(inviter: &SyncClient, joiner: &Device) -> SyncClient {
-    let mut invite = inviter.device().invite(inviter.group(), LIFETIME).await.expect("invites");
-    let joined = joiner.join(&invite.code, |_| {}).await.expect("joins");
-    let outcome = tokio::time::timeout(PATIENCE, invite.outcome()).await.expect("in time");
-    assert!(matches!(outcome, InviteOutcome::Joined { .. }), "{outcome:?}");
-    joined
-}
-
-async fn founder(device: &Device) -> SyncClient {
-    let group = device.create_group().await.expect("a group");
-    device.client(group).expect("a client")
-}
-
-async fn bodies(client: &SyncClient) -> Vec<String> {
-    let pulled = client.pull(Cursor(0), 10_000).await.expect("pulls");
-    pulled.blobs.into_iter().map(|blob| String::from_utf8_lossy(&blob.bytes).into_owned()).collect()
-}
-
-/// Waits until a client holds these blobs in this order.
-async fn eventually(client: &SyncClient, expected: &[&str]) {
-    wait_for(client, expected, |_| {}).await;
-}
-
-/// Waits until a client holds these blobs in whatever order.
-async fn eventually_all(client: &SyncClient, expected: &[&str]) {
-    wait_for(client, expected, |got| got.sort()).await;
-}
-
-async fn wait_for(client: &SyncClient, expected: &[&str], arrange: impl Fn(&mut Vec<String>)) {
-    let start = Instant::now();
-    loop {
-        let mut got = bodies(client).await;
-        arrange(&mut got);
-        if got == expected {
-            return;
-        }
-        assert!(start.elapsed() < PATIENCE, "expected {expected:?}, got {got:?}, {:?}", client.status().await);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
+use crate::site::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_devices_pair_by_code_and_exchange_blobs() {
@@ -263,28 +178,6 @@ async fn a_home_is_open_once() {
     let _a = site.device("a").await;
     let error = Device::open(site.config("a")).await.expect_err("held");
     assert_eq!(error.code(), "busy", "{error}");
-}
-
-/// Puts other bytes into the same file, as a rollback of a whole disk would.
-fn overwrite(path: &Path, bytes: &[u8]) {
-    use std::io::Write as _;
-    for side in ["-wal", "-shm"] {
-        let mut name = path.as_os_str().to_owned();
-        name.push(side);
-        let _ = std::fs::remove_file(name);
-    }
-    let mut file = std::fs::OpenOptions::new().write(true).truncate(true).open(path).expect("opens");
-    file.write_all(bytes).expect("writes");
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir(to).expect("a directory");
-    #[cfg(unix)]
-    std::fs::set_permissions(to, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("permissions");
-    for entry in std::fs::read_dir(from).expect("a home") {
-        let entry = entry.expect("an entry");
-        std::fs::copy(entry.path(), to.join(entry.file_name())).expect("copies");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

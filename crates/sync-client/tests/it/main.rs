@@ -1,0 +1,5 @@
+//! Devices in one process over real sockets, homes and databases, and peers that mean them ill.
+
+mod hostile;
+mod pairs;
+mod site;

@@ -286,7 +286,7 @@ impl<'a> Inserter<'a> {
             feed.state.head = feed.state.head.min(row.hash);
         }
         let grown = self.grown.entry(header.sender).or_default();
-        grown.joined &= header.number.next().is_some_and(|next| feed.state.held.contains(next));
+        grown.joined |= header.number.next().is_some_and(|next| feed.state.held.contains(next));
         grown.numbers.push(header.number);
         feed.state.held.insert(header.number);
         feed.state.fork = [feed.state.fork, row.fork].into_iter().flatten().min();

@@ -196,6 +196,7 @@ impl Device {
         let mut shared = Shared {
             digest_key: blake3::derive_key("syncshell v1 entry digest", home_key.expose_bytes()),
             store,
+            incarnation: draw(&rng),
             rng,
             home_key,
             name: home.name().to_owned(),
@@ -419,8 +420,25 @@ fn open_home(
 ) -> Result<(Home, HomeLock, Store), ClientError> {
     let home = Home::open(path, passphrase)?;
     let lock = HomeLock::acquire(&home, LOCK_WAIT)?;
+    make_private(&home.db_path()).map_err(StoreError::from)?;
     let store = Store::open(&home.db_path(), rand_core::UnwrapErr(getrandom::SysRng))?;
     Ok((home, lock, store))
+}
+
+/// Makes the database's file before SQLite does, which would let others read it; what it makes beside it is like it.
+#[cfg(unix)]
+fn make_private(path: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// A profile's directory keeps others out.
+#[cfg(not(unix))]
+fn make_private(_: &std::path::Path) -> std::io::Result<()> {
+    Ok(())
 }
 
 fn device_id(secret: &[u8; 32]) -> DeviceId {

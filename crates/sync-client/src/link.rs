@@ -1,15 +1,16 @@
 //! Drives a sync session over a channel: frames in and out, storing and reading beside them.
 //!
 //! Storing is one lane and reading another, each in order; sending is a third, so that two peers that both send much
-//! never wait for each other.
+//! never wait for each other. What is read for a peer that does not take it stays in the database.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use sync_core::session::{Close, Config, Effect, Reply, Report, Session, Side, hello_statement};
-use sync_link::frame::{FrameReceiver, FrameSender, FrameStream};
+use sync_core::session::{Close, Config, Effect, Reply, Report, Session, Side, WINDOW, hello_statement};
+use sync_link::frame::{FrameError, FrameReceiver, FrameSender, FrameStream};
 use sync_link::iroh_link::Connection;
 use sync_types::{ErrorCode, Frame};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -21,10 +22,13 @@ pub(crate) const SYNC_ALPN: &[u8] = b"syncshell/sync/1";
 const EXPORT_LABEL: &[u8] = b"syncshell sync v1";
 /// Frames waiting to be sent: a session has at most its window of them under way, each acknowledged by one.
 const OUTBOX: usize = 16_384;
+/// Bytes waiting to be sent before more is read: as much as may be under way, so that only who asks and does not read
+/// ever waits for it.
+const OUTBOX_BYTES: usize = WINDOW;
 /// Effects waiting in a lane; a session starts no more than this before it hears back.
 const LANE: usize = 64;
-/// Error code with which a channel is closed once a session has said why.
-const CLOSE_DONE: u32 = 0;
+/// Error code with which a channel is closed once a session has said why, whatever it was.
+pub(crate) const CLOSE_DONE: u32 = 0;
 
 /// How the shell is told what becomes of a session.
 pub(crate) type Progress = mpsc::Sender<Report>;
@@ -45,15 +49,25 @@ pub(crate) async fn run(
     };
     let (sender, receiver) = stream.split();
     let mut tasks = JoinSet::new();
-    let (out, frames) = mpsc::channel(OUTBOX);
-    tasks.spawn(send_frames(sender, frames));
-    let (replies_in, replies) = mpsc::channel(LANE);
+    let (frames, waiting) = mpsc::channel(OUTBOX);
+    let queued = Arc::new(Queued::default());
+    tasks.spawn(send_frames(sender, waiting, queued.clone()));
+    let (stored, replies) = mpsc::channel(LANE);
     let (store, jobs) = mpsc::channel(LANE);
-    tasks.spawn(lane(group.clone(), jobs, replies_in.clone()));
+    tasks.spawn(lane(group.clone(), jobs, stored));
+    // one answer at a time: each may be a megabyte
+    let (answers, answered) = mpsc::channel(1);
     let (read, jobs) = mpsc::channel(LANE);
-    tasks.spawn(lane(group.clone(), jobs, replies_in));
-    let driver = Driver { group, session: Session::new(config), out, store, read, progress };
-    let close = driver.drive(receiver, replies, first, cancel).await;
+    tasks.spawn(lane(group.clone(), jobs, answers));
+    let (acknowledged, newest) = watch::channel(None);
+    tasks.spawn(note_acknowledged(group.clone(), newest));
+    let out = Outbox { frames, queued };
+    let driver = Driver { group, session: Session::new(config), out, store, read, acknowledged, progress };
+    let close = driver.drive(receiver, Replies { stored: replies, answered }, first, cancel).await;
+    if !close.by_peer && close.code != ErrorCode::Unavailable {
+        group.count_refused(1);
+        tracing::debug!(reason = %close.text, "peer refused");
+    }
     // lanes end with the driver; what is still to be sent, an ERROR for instance, gets a moment
     let _ = tokio::time::timeout(FAREWELL, async { while tasks.join_next().await.is_some() {} }).await;
     connection.close(CLOSE_DONE, &close.text);
@@ -61,7 +75,7 @@ pub(crate) async fn run(
 }
 
 /// Time for the last frames to leave: more is not worth waiting for a peer that is gone.
-const FAREWELL: std::time::Duration = std::time::Duration::from_millis(500);
+pub(crate) const FAREWELL: std::time::Duration = std::time::Duration::from_millis(500);
 
 fn configure(group: &Group, connection: &Connection, side: Side) -> Result<Config, String> {
     let binding = connection.export(EXPORT_LABEL, &group.id.0).map_err(|error| error.to_string())?;
@@ -81,6 +95,7 @@ fn configure(group: &Group, connection: &Connection, side: Side) -> Result<Confi
         proof: secret.sign(sync_crypto::SignPurpose::Hello, &[&statement]),
         name: group.device_name(),
         addresses: group.own_addresses(),
+        incarnation: group.shared().incarnation,
     })
 }
 
@@ -88,14 +103,43 @@ fn ended(code: ErrorCode, text: impl Into<String>) -> Close {
     Close { code, text: text.into(), by_peer: false }
 }
 
+/// Frames on their way to the peer.
+struct Outbox {
+    frames: mpsc::Sender<Vec<u8>>,
+    queued: Arc<Queued>,
+}
+
+/// Bytes that wait to be sent.
+#[derive(Default)]
+struct Queued {
+    bytes: AtomicUsize,
+    less: Notify,
+}
+
+impl Outbox {
+    /// Queues a frame; false if the peer leaves too many unread.
+    fn put(&self, frame: &Frame) -> bool {
+        let bytes = frame.encode();
+        self.queued.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+        self.frames.try_send(bytes).is_ok()
+    }
+
+    fn has_room(&self) -> bool {
+        self.queued.bytes.load(Ordering::Relaxed) < OUTBOX_BYTES
+    }
+}
+
 /// Sends frames as they come, and flushes when none waits.
-async fn send_frames(mut sender: FrameSender, mut frames: mpsc::Receiver<Frame>) {
+async fn send_frames(mut sender: FrameSender, mut frames: mpsc::Receiver<Vec<u8>>, queued: Arc<Queued>) {
     while let Some(frame) = frames.recv().await {
         let mut next = Some(frame);
         while let Some(frame) = next {
-            if sender.send(frame.encode()).await.is_err() {
+            let len = frame.len();
+            if sender.send(frame).await.is_err() {
                 return;
             }
+            queued.bytes.fetch_sub(len, Ordering::Relaxed);
+            queued.less.notify_one();
             next = frames.try_recv().ok();
         }
         if sender.flush().await.is_err() {
@@ -104,6 +148,16 @@ async fn send_frames(mut sender: FrameSender, mut frames: mpsc::Receiver<Frame>)
     }
     if sender.finish().await.is_ok() {
         let _ = sender.delivered().await;
+    }
+}
+
+/// Notes what a peer holds; of several acknowledgements that wait the last says it all.
+async fn note_acknowledged(group: Arc<Group>, mut newest: watch::Receiver<Option<Effect>>) {
+    while newest.changed().await.is_ok() {
+        let effect = newest.borrow_and_update().clone();
+        if let Some(effect) = effect {
+            group.execute(effect).await;
+        }
     }
 }
 
@@ -121,17 +175,24 @@ async fn lane(group: Arc<Group>, mut jobs: mpsc::Receiver<Effect>, replies: mpsc
 struct Driver<'a> {
     group: &'a Arc<Group>,
     session: Session,
-    out: mpsc::Sender<Frame>,
+    out: Outbox,
     store: mpsc::Sender<Effect>,
     read: mpsc::Sender<Effect>,
+    acknowledged: watch::Sender<Option<Effect>>,
     progress: Progress,
+}
+
+/// What the lanes answer.
+struct Replies {
+    stored: mpsc::Receiver<Reply>,
+    answered: mpsc::Receiver<Reply>,
 }
 
 impl Driver<'_> {
     async fn drive(
         mut self,
         mut receiver: FrameReceiver,
-        mut replies: mpsc::Receiver<Reply>,
+        mut replies: Replies,
         first: Option<Frame>,
         cancel: &CancellationToken,
     ) -> Close {
@@ -148,12 +209,17 @@ impl Driver<'_> {
                 frame = receiver.recv(), if self.session.accepts_frames() => match frame {
                     Ok(Some(bytes)) => match Frame::decode(&bytes) {
                         Ok(frame) => self.session.handle_frame(frame),
-                        Err(error) => return self.malformed(error.to_string()).await,
+                        Err(error) => return self.malformed(error.to_string()),
                     },
+                    Err(error @ (FrameError::TooLong { .. } | FrameError::Truncated)) => {
+                        return self.malformed(error.to_string());
+                    }
                     Ok(None) => return ended(ErrorCode::Unavailable, "the other device ended the session"),
                     Err(error) => return ended(ErrorCode::Unavailable, error.to_string()),
                 },
-                Some(reply) = replies.recv() => self.session.handle_reply(reply),
+                Some(reply) = replies.stored.recv() => self.session.handle_reply(reply),
+                Some(reply) = replies.answered.recv(), if self.out.has_room() => self.session.handle_reply(reply),
+                () = self.out.queued.less.notified(), if !self.out.has_room() => {}
                 changed = newest.changed() => match changed {
                     Ok(()) => {
                         let newest = *newest.borrow_and_update();
@@ -170,24 +236,26 @@ impl Driver<'_> {
     async fn carry_out(&mut self) -> Option<Close> {
         while let Some(effect) = self.session.poll_effect() {
             let taken = match effect {
-                Effect::Send(frame) => self.out.try_send(frame).is_ok(),
-                Effect::Store { .. } | Effect::Acknowledged { .. } => self.store.try_send(effect).is_ok(),
+                Effect::Send(frame) => self.out.put(&frame),
+                Effect::Store { .. } => self.store.try_send(effect).is_ok(),
+                Effect::Acknowledged { .. } => {
+                    self.acknowledged.send_replace(Some(effect));
+                    true
+                }
                 Effect::Report(report) => self.progress.send(report).await.is_ok(),
                 Effect::Close(close) => return Some(close),
                 effect => self.read.try_send(effect).is_ok(),
             };
             if !taken {
-                return Some(ended(ErrorCode::Unavailable, "the other device does not read what it is sent"));
+                return Some(ended(ErrorCode::Protocol, "the other device does not read what it is sent"));
             }
         }
         None
     }
 
-    async fn malformed(&self, text: String) -> Close {
-        self.group.count_refused(1);
-        tracing::debug!(%text, "peer sent a frame that cannot be read");
-        let frame = Frame::error(ErrorCode::Protocol, &text);
-        let _ = self.out.send(frame).await;
+    fn malformed(&self, text: String) -> Close {
+        // where there is no room for it, the channel's end must do
+        let _ = self.out.put(&Frame::error(ErrorCode::Protocol, &text));
         ended(ErrorCode::Protocol, text)
     }
 }

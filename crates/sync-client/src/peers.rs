@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sync_core::connection::{Action, Event as Step, HANDSHAKE_TIMEOUT, State, step};
 use sync_core::session::{REFUSED_TEXT, Report, Side};
@@ -23,8 +23,6 @@ use crate::pairing;
 
 /// Events waiting for a peer's task; what does not fit is told again by the next one.
 const EVENTS: usize = 64;
-/// Two sessions opened within this time were opened by both sides at once; later ones replace earlier ones.
-const SIMULTANEOUS: Duration = Duration::from_secs(2);
 /// Peers dialled per group at most; the others are reached when they dial.
 pub(crate) const MAX_PEERS: usize = 64;
 
@@ -55,7 +53,7 @@ pub(crate) struct Live {
     pub(crate) address: Option<SocketAddr>,
     pub(crate) rtt: Option<Duration>,
     dialled_by: DeviceId,
-    since: Instant,
+    incarnation: [u8; 8],
     cancel: CancellationToken,
 }
 
@@ -102,8 +100,9 @@ impl Peers {
     fn establish(&self, device: DeviceId, live: Live) -> bool {
         let mut all = lock(&self.live);
         if let Some(known) = all.get(&device) {
-            let at_once = live.since.duration_since(known.since) < SIMULTANEOUS;
-            if at_once && known.dialled_by < live.dialled_by {
+            // both dialled at once: both keep the session that the lower device id dialled;
+            // a peer that was started again has only the new one
+            if known.incarnation == live.incarnation && known.dialled_by < live.dialled_by {
                 return false;
             }
             known.cancel.cancel();
@@ -265,7 +264,7 @@ pub(crate) async fn accept(device: &Arc<Inner>, connection: Connection) {
         let bytes = stream.receiver.recv().await.ok()??;
         Some((stream, Frame::decode(&bytes)))
     });
-    let (mut stream, group, hello) = match opened.await {
+    let (stream, group, hello) = match opened.await {
         Ok(Some((stream, Ok(hello @ Frame::Hello { group, .. })))) => (stream, group, hello),
         Ok(Some((stream, _))) => {
             device.count_refused();
@@ -278,7 +277,6 @@ pub(crate) async fn accept(device: &Arc<Inner>, connection: Connection) {
     };
     let Some(group) = device.group(&group) else {
         device.count_refused();
-        stream.receiver.stop(1);
         return refuse(stream, &connection, ErrorCode::Refused, REFUSED_TEXT).await;
     };
     let cancel = device.closed().child_token();
@@ -288,12 +286,18 @@ pub(crate) async fn accept(device: &Arc<Inner>, connection: Connection) {
     group.peers.tell(&peer, end);
 }
 
-async fn refuse(mut stream: FrameStream, connection: &Connection, code: ErrorCode, text: &str) {
+/// Refuses in the same way as a session does, so that an unknown group cannot be told from one that has no such member.
+async fn refuse(stream: FrameStream, connection: &Connection, code: ErrorCode, text: &str) {
+    let (mut sender, receiver) = stream.split();
+    drop(receiver);
     let frame = Frame::error(code, text);
-    if stream.sender.send(frame.encode()).await.is_ok() && stream.sender.finish().await.is_ok() {
-        let _ = tokio::time::timeout(Duration::from_secs(1), stream.sender.delivered()).await;
-    }
-    connection.close(1, text);
+    let _ = tokio::time::timeout(link::FAREWELL, async {
+        if sender.send(frame.encode()).await.is_ok() && sender.finish().await.is_ok() {
+            let _ = sender.delivered().await;
+        }
+    })
+    .await;
+    connection.close(link::CLOSE_DONE, text);
 }
 
 /// Runs a session and keeps its place among the peers; what its end means to the connection.
@@ -324,7 +328,7 @@ async fn converse(
             };
             let Some(report) = report else { break };
             match report {
-                Report::Established { author, replica, max_cursor, name, addresses } => {
+                Report::Established { author, replica, max_cursor, name, addresses, incarnation } => {
                     let name = pairing::clean(&name);
                     let live = Live {
                         session,
@@ -334,7 +338,7 @@ async fn converse(
                         address: connection.remote_address(),
                         rtt: connection.rtt(),
                         dialled_by: if side == Side::Dialler { device.device_id() } else { peer },
-                        since: Instant::now(),
+                        incarnation,
                         cancel: cancel.clone(),
                     };
                     if !group.peers.establish(peer, live) {

@@ -18,7 +18,8 @@ use std::sync::Arc;
 use sync_crypto::author::{SignPurpose, verify};
 use sync_types::bounds::{FRAME_BYTES_TARGET, MAX_FRAME_ENVELOPES, MAX_WANTS};
 use sync_types::{
-    AuthorId, Carried, Check, Class, Cursor, Envelope, ErrorCode, FeedHave, Frame, GroupId, ReplicaId, Scope, Want,
+    AuthorId, Carried, Check, Class, Cursor, Envelope, ErrorCode, FeedHave, Frame, GroupId, MemberId,
+    ReplicaId, Scope, Want,
 };
 
 use crate::membership::Membership;
@@ -86,6 +87,8 @@ pub struct Config {
     pub name: String,
     /// Where the device can be dialled.
     pub addresses: Vec<String>,
+    /// Drawn at the device's start.
+    pub incarnation: [u8; 8],
 }
 
 /// What the shell is to do.
@@ -191,6 +194,8 @@ pub enum Report {
         name: String,
         /// Where it can be dialled.
         addresses: Vec<String>,
+        /// Drawn at its start.
+        incarnation: [u8; 8],
     },
     /// Everything the peer held at the start is stored.
     CaughtUp,
@@ -276,10 +281,34 @@ enum Phase {
     Closed,
 }
 
+/// What the peer's WELCOME says.
+#[derive(Debug, Clone)]
+struct Welcome {
+    max_cursor: Cursor,
+    name: String,
+    addresses: Vec<String>,
+    incarnation: [u8; 8],
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Peer {
     author: AuthorId,
     replica: ReplicaId,
+    /// Whose it is, once membership says so.
+    member: Option<MemberId>,
+}
+
+/// The check of a position as it is kept, or a kept one as its replica gave it.
+///
+/// Any member may name any replica as its own; a position is kept for the member who said it, so that another's PULL
+/// with it is answered from zero and nobody can make us pass over what a replica holds.
+#[must_use]
+pub fn kept_check(cursor: Cursor, check: Check, member: &MemberId) -> Check {
+    if cursor == Cursor(0) {
+        return check;
+    }
+    let mask = blake3::derive_key("syncshell v1 kept position", &member.0);
+    Check(std::array::from_fn(|at| check.0[at] ^ mask[at]))
 }
 
 /// What a stored batch leads to.
@@ -321,7 +350,7 @@ pub struct Session {
     config: Config,
     phase: Phase,
     peer: Option<Peer>,
-    welcome: Option<(Cursor, String, Vec<String>)>,
+    welcome: Option<Welcome>,
     established: bool,
     membership_pulled: bool,
     membership_served: bool,
@@ -400,7 +429,7 @@ impl Session {
             (Phase::Closed, _) | (_, Frame::Unknown(_) | Frame::Notify { .. } | Frame::Presence { .. }) => {}
             (_, Frame::Error { code, text }) => self.close(Close { code, text, by_peer: true }),
             (Phase::Greeting, Frame::Hello { group, author, replica, token, proof }) => {
-                self.handle_hello(group, Peer { author, replica }, token, &proof);
+                self.handle_hello(group, Peer { author, replica, member: None }, token, &proof);
             }
             (Phase::Membership, Frame::Pull { request, scope: Scope::Membership, limit, have, covered, .. }) => {
                 self.select(
@@ -423,8 +452,8 @@ impl Session {
                 let batch = keep_membership(entries);
                 self.store(batch, None, Storing::Membership { last: !has_more });
             }
-            (Phase::Membership | Phase::Live, Frame::Welcome { max_cursor, name, addresses, .. }) => {
-                self.welcome = Some((max_cursor, name, addresses));
+            (Phase::Membership | Phase::Live, Frame::Welcome { max_cursor, name, addresses, incarnation, .. }) => {
+                self.welcome = Some(Welcome { max_cursor, name, addresses, incarnation });
                 self.report_established();
             }
             (Phase::Live, Frame::PullResponse { request: ALL_REQUEST, entries, max_cursor, check, has_more, .. }) => {
@@ -502,6 +531,7 @@ impl Session {
 
     fn store(&mut self, batch: Vec<Vec<u8>>, position: Option<(Cursor, Check)>, what: Storing) {
         let Some(peer) = self.peer else { return };
+        let position = position.and_then(|(cursor, check)| Some((cursor, kept_check(cursor, check, &peer.member?))));
         let id = self.next_store;
         self.next_store += 1;
         self.storing.push_back((id, what));
@@ -512,9 +542,9 @@ impl Session {
     fn handle_stored(&mut self, id: u64, membership: &Membership, wants: Vec<Want>) {
         let Some(at) = self.storing.iter().position(|(storing, _)| *storing == id) else { return };
         let Some((_, what)) = self.storing.remove(at) else { return };
-        if !self.peer.is_some_and(|peer| membership.is_admitted(&peer.author)) {
-            return self.refuse_stranger();
-        }
+        let Some(peer) = &mut self.peer else { return };
+        let Some(admitted) = membership.author(&peer.author) else { return self.refuse_stranger() };
+        peer.member = Some(admitted.member);
         match what {
             Storing::Token => {
                 if self.config.side == Side::Acceptor {
@@ -548,17 +578,22 @@ impl Session {
     fn handle_survey(&mut self, have: Vec<FeedHave>, position: (Cursor, Check), newest: (Cursor, Check)) {
         let Some(scope) = self.surveying.take() else { return };
         let (request, position) = match scope {
-            Scope::All => (ALL_REQUEST, position),
+            Scope::All => {
+                let (cursor, check) = position;
+                let member = self.peer.and_then(|peer| peer.member);
+                (ALL_REQUEST, member.map_or(position, |member| (cursor, kept_check(cursor, check, &member))))
+            }
             _ => (MEMBERSHIP_REQUEST, (Cursor(0), Check::NONE)),
         };
         if scope == Scope::All {
-            let Config { replica, name, addresses, .. } = &self.config;
+            let Config { replica, name, addresses, incarnation, .. } = &self.config;
             self.effects.push_back(Effect::Send(Frame::Welcome {
                 replica: *replica,
                 max_cursor: newest.0,
                 check: newest.1,
                 name: name.clone(),
                 addresses: addresses.clone(),
+                incarnation: *incarnation,
             }));
         }
         self.effects.push_back(Effect::Send(Frame::Pull {
@@ -589,10 +624,11 @@ impl Session {
         if self.phase != Phase::Live || self.established {
             return;
         }
-        let (Some(peer), Some((max_cursor, name, addresses))) = (self.peer, self.welcome.clone()) else { return };
+        let (Some(peer), Some(welcome)) = (self.peer, self.welcome.clone()) else { return };
+        let Welcome { max_cursor, name, addresses, incarnation } = welcome;
         self.established = true;
-        let Peer { author, replica } = peer;
-        self.effects.push_back(Effect::Report(Report::Established { author, replica, max_cursor, name, addresses }));
+        let Peer { author, replica, .. } = peer;
+        self.effects.push_back(Effect::Report(Report::Established { author, replica, max_cursor, name, addresses, incarnation }));
     }
 
     fn select(&mut self, scope: Scope, pull: PendingPull) {

@@ -163,6 +163,8 @@ pub enum Frame {
         name: String,
         /// Where the device can be dialled.
         addresses: Vec<String>,
+        /// Drawn at the device's start, so that a peer tells a restart from a second connection.
+        incarnation: [u8; 8],
     },
     /// New entries.
     Push {
@@ -318,9 +320,9 @@ impl Frame {
                 head(0x01, 5);
                 writer.bin(&group.0).bin(&author.0).bin(&replica.0).bins(token).bin(proof);
             }
-            Self::Welcome { replica, max_cursor, check, name, addresses } => {
-                head(0x02, 5);
-                writer.bin(&replica.0).uint(max_cursor.0).bin(&check.0).text(name).texts(addresses);
+            Self::Welcome { replica, max_cursor, check, name, addresses, incarnation } => {
+                head(0x02, 6);
+                writer.bin(&replica.0).uint(max_cursor.0).bin(&check.0).text(name).texts(addresses).bin(incarnation);
             }
             Self::Push { entries, max_cursor, check } => {
                 head(0x10, 3);
@@ -420,6 +422,7 @@ impl Frame {
                 check: Check(reader.fixed("check")?),
                 name: reader.text("name", MAX_NAME)?.to_owned(),
                 addresses: reader.texts("addresses", MAX_ADDRESSES)?,
+                incarnation: reader.fixed("incarnation")?,
             },
             0x10 => Self::Push {
                 entries: read_carried(reader)?,
@@ -483,7 +486,8 @@ impl Frame {
 /// Fields after version and type, for the types this version knows.
 fn known_fields(code: u64) -> Option<usize> {
     Some(match code {
-        0x01 | 0x02 => 5,
+        0x01 => 5,
+        0x02 => 6,
         0x10 => 3,
         0x11 | 0x30 | 0x31 => 1,
         0x20 | 0x21 | 0x50 | 0x51 => 7,
@@ -610,6 +614,7 @@ mod tests {
                 check,
                 name: "laptop".into(),
                 addresses: vec!["127.0.0.1:9".into()],
+                incarnation: [5; 8],
             },
             Frame::Push { entries: entries.clone(), max_cursor: Cursor(300), check },
             Frame::PushAck { cursor: Cursor(300) },
@@ -684,7 +689,7 @@ mod tests {
             .collect();
         expect![[r#"
              161 970101c4200101010101010101010101010101010101010101010101010101010101010101c42002
-              52 970102c4100303030303030303030303030303030307c4080909090909090909a66c6170746f7091
+              62 980102c4100303030303030303030303030303030307c4080909090909090909a66c6170746f7091
               28 9501109192cd012cc405abababababcd012cc4080909090909090909
                6 930111cd012c
              130 990120010102c4080909090909090909649195c42001010101010101010101010101010101010101

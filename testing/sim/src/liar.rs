@@ -278,6 +278,7 @@ impl Liar {
                         check: Check([1; 8]),
                         name: "a friend".to_owned(),
                         addresses: Vec::new(),
+                        incarnation: [1; 8],
                     });
                     answers.push(self.pull(Scope::All, have));
                 } else {

@@ -96,6 +96,8 @@ pub(crate) struct Running {
     rng: SharedRng,
     seals: Seals,
     copied: bool,
+    /// Drawn at this start.
+    pub(crate) incarnation: [u8; 8],
     /// Peers whose word on our own feed was taken once.
     believed: BTreeSet<AuthorId>,
 }
@@ -275,6 +277,7 @@ impl Replica {
             rng: self.rng.clone(),
             seals: self.seals.clone(),
             copied: self.copied,
+            incarnation: self.random(),
             believed: BTreeSet::new(),
         };
         running.open_rotations()?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand_chacha::ChaCha20Rng;
 use sync_core::Membership;
-use sync_core::session::{Config, Effect, Report, Reply, Session, Side, hello_statement};
+use sync_core::session::{Config, Effect, Reply, Report, Session, Side, hello_statement, kept_check};
 use sync_crypto::{EpochSecret, SignPurpose};
 use sync_store::{Content, NewEntry, StoreError};
 use sync_types::{
@@ -458,6 +458,7 @@ impl World {
                 proof,
                 name: format!("replica {place}"),
                 addresses: Vec::new(),
+                incarnation: [0; 8],
             };
             Ok(Some((config, running.newest()?)))
         })?;
@@ -1184,7 +1185,8 @@ impl World {
             };
             for peer in peers {
                 let Some(&other) = ids.get(&peer.replica) else { continue };
-                let (cursor, check) = (peer.cursor, peer.check);
+                let (cursor, member) = (peer.cursor, self.member_of(other)?);
+                let Some(check) = member.map(|member| kept_check(cursor, peer.check, &member)) else { continue };
                 let known = self.read(other, |running| running.db.read(|r| r.check_at(&running.group, cursor)))?;
                 if known.flatten() != Some(check) {
                     continue;
@@ -1205,6 +1207,14 @@ impl World {
         Ok(())
     }
 
+    fn member_of(&mut self, place: usize) -> Checked<Option<MemberId>> {
+        let member = self.read(place, |running| {
+            let author = running.author();
+            Ok(running.membership()?.author(&author).map(|admitted| admitted.member))
+        })?;
+        Ok(member.flatten())
+    }
+
     /// Everything is healed; then nobody may lack anything.
     fn finish(&mut self) -> Checked<()> {
         say!(self, "everything is healed");
@@ -1219,7 +1229,10 @@ impl World {
                 self.crash(place)?;
             }
         }
-        // whatever was to happen has happened, and every disk is sound
+        // no start needs more room than there is; other faults may still happen once
+        for replica in &self.replicas {
+            replica.disk.limit(None);
+        }
         self.settle()?;
         for place in 0..self.replicas.len() {
             self.replicas[place].disk.heal();

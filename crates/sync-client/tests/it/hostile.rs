@@ -259,7 +259,7 @@ async fn p5_a_devices_own_hello_comes_back_to_it_and_is_refused() {
     let dialled = tokio::time::timeout(PATIENCE, raw.endpoint.accept()).await.expect("alice dials whom she admitted");
     let connection = dialled.expect("a connection");
     let stream = connection.accept_stream(MAX_FRAME).await.expect("a stream");
-    let mut talk = Talk { group: friends.alice.group(), binding: [0; 32], connection, stream };
+    let mut talk = Talk { binding: [0; 32], connection, stream };
     let hello = talk.recv().await.expect("a frame");
     assert!(matches!(hello, Frame::Hello { .. }), "{hello:?}");
     talk.send(&hello).await;
@@ -416,7 +416,7 @@ async fn r4_a_flood_of_wants_that_nobody_reads_ends_the_session_and_takes_bounde
     let target = Target::of(&friends.alice, &friends.bob).await;
     let raw = Raw::new().await;
     let mallory = raw.join(&friends.alice).await;
-    friends.alice.push(random::<{ 1 << 20 }>().to_vec()).await.expect("pushes");
+    friends.alice.push(noise(1 << 20)).await.expect("pushes");
     let author = friends.alice.author();
     let mut talk = raw.dial(&target).await;
     talk.go_live(&mallory, Offer::default()).await;
@@ -470,7 +470,7 @@ async fn a_peer_that_never_acknowledges_gets_a_window_and_no_more() {
     let mallory = raw.join(&friends.alice).await;
     let mut talk = raw.dial(&target).await;
     talk.go_live(&mallory, Offer::default()).await;
-    let blobs: Vec<Vec<u8>> = (0..8).map(|_| random::<{ 1 << 20 }>().to_vec()).collect();
+    let blobs: Vec<Vec<u8>> = (0..8).map(|_| noise(1 << 20)).collect();
     friends.alice.push_many(blobs).await.expect("pushes");
     let mut got = 0;
     let mut newest = Cursor(0);
@@ -510,7 +510,7 @@ async fn a_peer_that_never_reads_holds_up_nobody_and_takes_bounded_memory() {
     talk.go_live(&mallory, Offer::default()).await;
     let memory = Memory::now();
     for n in 0..40_u8 {
-        let mut blob = random::<{ 1 << 20 }>().to_vec();
+        let mut blob = noise(1 << 20);
         blob[0] = n;
         let pushed = friends.alice.push(blob).await.expect("pushes");
         // asks for all of it from the start, again and again

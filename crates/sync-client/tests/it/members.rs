@@ -36,7 +36,7 @@ impl Stage {
     /// A live session of the ill-meaning member with a device.
     async fn session(&self, target: &Target) -> Talk {
         let mut talk = self.raw.dial(target).await;
-        talk.go_live(&self.mallory, Offer { replica: self.mallory.replica, ..Offer::default() }).await;
+        talk.go_live(&self.mallory, Offer::default()).await;
         talk
     }
 
@@ -421,12 +421,8 @@ async fn m8_lies_about_positions_lose_nothing() {
     let stage = Stage::new().await;
     let (alice, mallory) = (&stage.friends.alice, &stage.mallory);
     let run = mallory.chain(&["one", "two", "three"]);
-    let offer = |entries: &[Vec<u8>], position| Offer {
-        entries: entries.to_vec(),
-        position,
-        replica: mallory.replica,
-        ..Offer::default()
-    };
+    let offer =
+        |entries: &[Vec<u8>], position| Offer { entries: entries.to_vec(), position, ..Offer::default() };
     // a cursor far ahead, then back at 0 with a check, then one that goes down
     let mut talk = stage.raw.dial(&stage.alice).await;
     talk.go_live(mallory, offer(&run[..1], (Cursor(u64::MAX), Check([1; 8])))).await;
@@ -463,7 +459,7 @@ async fn m8_who_names_another_members_replica_takes_nothing_from_it() {
     let raw = Raw::new().await;
     let mut talk = raw.dial(&stage.alice).await;
     let position = (Cursor(1 << 30), Check([8; 8]));
-    talk.go_live(&thief, Offer { replica: bobs, position, ..Offer::default() }).await;
+    talk.go_live(&thief, Offer { position, ..Offer::default() }).await;
     alice.push("while the thief is there").await.expect("pushes");
     bob.push("bob goes on").await.expect("pushes");
     for client in [&alice, &bob] {

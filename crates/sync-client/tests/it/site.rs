@@ -261,7 +261,7 @@ impl Raw {
         let connection = self.connect(target, SYNC_ALPN).await;
         let binding = connection.export(b"syncshell sync v1", &target.group.0).expect("exports");
         let stream = connection.open_stream(RAW_FRAME).await.expect("opens");
-        Talk { group: target.group, connection, stream, binding }
+        Talk { connection, stream, binding }
     }
 
     /// Opens a pairing up to where JOIN is due.
@@ -269,7 +269,7 @@ impl Raw {
         let connection = self.connect(target, PAIR_ALPN).await;
         let binding = connection.export(b"syncshell pair v1", b"").expect("exports");
         let stream = connection.open_stream(RAW_FRAME).await.expect("opens");
-        Asking { talk: Talk { group: target.group, connection, stream, binding }, keys: keys_of(code).await }
+        Asking { talk: Talk { connection, stream, binding }, keys: keys_of(code).await }
     }
 
     /// Joins as an honest device would.
@@ -283,13 +283,14 @@ impl Raw {
         let target = Target::of_link(&invite.link, inviter.group());
         let mut asking = self.ask(&target, &invite.code).await;
         let author = AuthorSecret::make(&mut rng());
+        let replica = ReplicaId(random());
         let mut join = asking.join(&author);
-        if let Frame::Join { addresses, .. } = &mut join {
-            *addresses = at;
+        if let Frame::Join { addresses, replica: named, .. } = &mut join {
+            (*addresses, *named) = (at, replica);
         }
         asking.talk.send(&join).await;
         let Some(Frame::Grant(grant)) = asking.talk.recv().await else { panic!("no grant") };
-        let member = Member::of(author, &grant, &asking.talk.binding);
+        let member = Member { replica, ..Member::of(author, &grant, &asking.talk.binding) };
         asking.talk.send(&Frame::Joined).await;
         asking.talk.ended().await;
         member
@@ -448,7 +449,6 @@ pub(crate) fn hash_of(envelope: &[u8]) -> EnvelopeHash {
 
 /// A session spoken by hand.
 pub(crate) struct Talk {
-    pub(crate) group: GroupId,
     pub(crate) connection: Connection,
     pub(crate) stream: FrameStream,
     pub(crate) binding: [u8; 32],
@@ -524,11 +524,12 @@ impl Talk {
                 }
                 Frame::Welcome { .. } => {
                     let welcome = Frame::Welcome {
-                        replica: offer.replica,
+                        replica: ReplicaId([9; 16]),
                         max_cursor: offer.position.0,
                         check: offer.position.1,
                         name: "mallory".to_owned(),
                         addresses: Vec::new(),
+                        incarnation: random(),
                     };
                     self.send(&welcome).await;
                     let pull = offer.pull(2, Scope::All);
@@ -563,7 +564,6 @@ pub(crate) struct Offer {
     pub(crate) entries: Vec<Vec<u8>>,
     pub(crate) position: (Cursor, Check),
     pub(crate) have: Vec<FeedHave>,
-    pub(crate) replica: ReplicaId,
     pub(crate) limit: u32,
     pub(crate) acknowledge: bool,
 }
@@ -574,7 +574,6 @@ impl Default for Offer {
             entries: Vec::new(),
             position: (Cursor(0), Check::NONE),
             have: Vec::new(),
-            replica: ReplicaId([9; 16]),
             limit: 1000,
             acknowledge: true,
         }
@@ -593,6 +592,13 @@ impl Offer {
             covered: Vec::new(),
         }
     }
+}
+
+/// Bytes that no compressor makes shorter.
+pub(crate) fn noise(len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    rng().fill_bytes(&mut bytes);
+    bytes
 }
 
 /// The answer to a PULL.

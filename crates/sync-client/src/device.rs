@@ -243,7 +243,10 @@ impl Device {
             unproven: Arc::new(Semaphore::new(peers::MAX_UNPROVEN)),
             warnings,
         });
-        start(&inner, addresses_in).await;
+        // what is started ends with this, also when opening fails or is dropped
+        let device = Self { inner: Owner::new(inner) };
+        let inner = &device.inner;
+        start(inner, addresses_in).await;
         for row in inner.shared.store.read(|reader| reader.groups()).await? {
             if row.active {
                 inner.open_group(row.id, copied).await?;
@@ -252,7 +255,7 @@ impl Device {
         if copied {
             remember_place(&inner.shared, &home).await?;
         }
-        Ok(Self { inner: Owner::new(inner) })
+        Ok(device)
     }
 
     /// The device's name.

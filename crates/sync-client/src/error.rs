@@ -129,7 +129,7 @@ impl ClientError {
             Self::InviteForged(_) => "invite-forged",
             Self::Unreachable(_) => "unreachable",
             Self::Offline => "offline",
-            Self::Home(HomeError::Lock(_)) | Self::Busy(_) => "busy",
+            Self::Home(HomeError::Lock(error)) | Self::Busy(error) => lock_code(error),
             Self::Home(error) => home_code(error),
             Self::Store(error) => store_code(error),
             Self::Bind(_) => "bind",
@@ -149,6 +149,18 @@ fn home_code(error: &HomeError) -> &'static str {
         HomeError::NoPermission { .. } => "no-permission",
         HomeError::KeyStore(_) => "key-store",
         _ => "home",
+    }
+}
+
+fn lock_code(error: &LockError) -> &'static str {
+    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+
+    match error {
+        LockError::Busy { .. } => "busy",
+        LockError::Io { source, .. } if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem) => {
+            "no-permission"
+        }
+        LockError::Io { .. } => "home",
     }
 }
 

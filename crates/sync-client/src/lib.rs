@@ -31,8 +31,7 @@
 //! - Let another device in: [`Device::invite`] on one, [`Device::join`] on the other.
 //! - Read everything: [`SyncClient::subscribe`] first, then [`SyncClient::pull`] after the last `max_cursor` until
 //!   `has_more` is false, and again on each [`Event::BlobAvailable`] and [`Event::Lagged`].
-//! - A blob is known by its blob id. After a copy or a rollback one of our own may come again, under another cursor
-//!   and sender.
+//! - A blob is known by its blob id. After a rollback one of our own may come again, under another cursor and sender.
 //! - Futures may be dropped: a push is then stored or not, never half, and repeating it under the same blob id
 //!   ([`SyncClient::push_as`]) stores it once. [`Subscription::next`] loses no event.
 //! - [`ClientError::code`] gives each failure a word that programs can rely on.

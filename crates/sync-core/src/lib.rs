@@ -3,6 +3,7 @@
 //! Nothing here reads a clock, draws a random number or touches the world; all of that comes in as arguments.
 
 pub mod connection;
+pub mod epochs;
 pub mod feed;
 pub mod judge;
 pub mod membership;

@@ -59,6 +59,12 @@ impl Selection {
         self.scope
     }
 
+    /// Whether the peer may hold another branch of some feed.
+    #[must_use]
+    pub fn diverges(&self) -> bool {
+        self.feeds.values().any(|skip| skip.all_from.is_some())
+    }
+
     /// Whether the peer is to be sent this entry.
     #[must_use]
     pub fn wanted(&self, author: &AuthorId, number: Number, class: Class) -> bool {

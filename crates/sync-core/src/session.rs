@@ -298,16 +298,18 @@ struct Peer {
     member: Option<MemberId>,
 }
 
-/// The check of a position as it is kept, or a kept one as its replica gave it.
+/// The check of a position as it is kept, or a kept one as the peer's replica gave it.
 ///
-/// Any member may name any replica as its own; a position is kept for the member who said it, so that another's PULL
-/// with it is answered from zero and nobody can make us pass over what a replica holds.
+/// A position is kept for the member who said it and the author who asked; any other pair makes another check of it,
+/// which the peer does not know, so that it answers from zero:
+/// - any member may name any replica as its own, and must not make us pass over what that replica holds;
+/// - with a new author we may hold less than the old one said when it asked.
 #[must_use]
-pub fn kept_check(cursor: Cursor, check: Check, member: &MemberId) -> Check {
+pub fn kept_check(cursor: Cursor, check: Check, said_by: &MemberId, asked_by: &AuthorId) -> Check {
     if cursor == Cursor(0) {
         return check;
     }
-    let mask = blake3::derive_key("syncshell v1 kept position", &member.0);
+    let mask = blake3::derive_key("syncshell v1 kept position", &[said_by.0, asked_by.0].concat());
     Check(std::array::from_fn(|at| check.0[at] ^ mask[at]))
 }
 
@@ -531,12 +533,18 @@ impl Session {
 
     fn store(&mut self, batch: Vec<Vec<u8>>, position: Option<(Cursor, Check)>, what: Storing) {
         let Some(peer) = self.peer else { return };
-        let position = position.and_then(|(cursor, check)| Some((cursor, kept_check(cursor, check, &peer.member?))));
+        let position = position.and_then(|position| self.kept(position));
         let id = self.next_store;
         self.next_store += 1;
         self.storing.push_back((id, what));
         let replica = (self.phase != Phase::Evaluating).then_some(peer.replica);
         self.effects.push_back(Effect::Store { id, replica, batch, position });
+    }
+
+    /// A position of the peer between how it is kept and how the peer knows it.
+    fn kept(&self, (cursor, check): (Cursor, Check)) -> Option<(Cursor, Check)> {
+        let member = self.peer?.member?;
+        Some((cursor, kept_check(cursor, check, &member, &self.config.author)))
     }
 
     fn handle_stored(&mut self, id: u64, membership: &Membership, wants: Vec<Want>) {
@@ -565,7 +573,8 @@ impl Session {
                 }
                 self.want(wants);
             }
-            Storing::Wanted => {}
+            // an answer holds as much as fits: what lacks still is another range, and asked for as such
+            Storing::Wanted => self.want(wants),
         }
     }
 
@@ -578,11 +587,7 @@ impl Session {
     fn handle_survey(&mut self, have: Vec<FeedHave>, position: (Cursor, Check), newest: (Cursor, Check)) {
         let Some(scope) = self.surveying.take() else { return };
         let (request, position) = match scope {
-            Scope::All => {
-                let (cursor, check) = position;
-                let member = self.peer.and_then(|peer| peer.member);
-                (ALL_REQUEST, member.map_or(position, |member| (cursor, kept_check(cursor, check, &member))))
-            }
+            Scope::All => (ALL_REQUEST, self.kept(position).unwrap_or((Cursor(0), Check::NONE))),
             _ => (MEMBERSHIP_REQUEST, (Cursor(0), Check::NONE)),
         };
         if scope == Scope::All {
@@ -644,6 +649,8 @@ impl Session {
     fn handle_selected(&mut self, scope: Scope, selection: Arc<Selection>, start: Cursor, reset: bool) {
         let Some(at) = self.selecting.iter().position(|(selecting, ..)| *selecting == scope) else { return };
         let (_, request, limit) = self.selecting.remove(at);
+        // what the peer lacks of another branch may stand anywhere, also before what it has read
+        let start = if selection.diverges() { Cursor(0) } else { start };
         let serving = Serving {
             request,
             limit,

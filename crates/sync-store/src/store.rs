@@ -1,5 +1,6 @@
 //! The store for async programs: one writer thread, pooled readers.
 
+mod ahead;
 mod readers;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,7 @@ use crate::db::{
 };
 use crate::error::StoreError;
 use readers::Readers;
-use writer::{Command, Job};
+use writer::{Append, Command, Job};
 
 /// Commands that wait for the writer: some commits' worth; who has more waits to hand them over.
 const MAX_WAITING: usize = 1024;
@@ -143,8 +144,11 @@ impl Store {
         entries: Vec<NewEntry>,
         sealer: Arc<dyn SealEntries>,
     ) -> Result<Vec<Appended>, StoreError> {
-        let bytes = entries.iter().map(|entry| entry.content.len()).sum();
-        self.write(bytes, move |txn| txn.append(&group, &entries, &*sealer)).await
+        let (answer, answered) = oneshot::channel();
+        let commands = self.inner.commands.as_ref().ok_or(StoreError::Closed)?;
+        let command = Command::Append(Append { group, entries, sealer, answer, done: None });
+        commands.send(command).await.map_err(|_| StoreError::Closed)?;
+        answered.await.map_err(|_| StoreError::Closed)?
     }
 
     /// Stores what counts of a batch: [`Txn::ingest`].

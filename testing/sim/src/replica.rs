@@ -11,6 +11,7 @@ use sync_client::exec::{self, Arrival, Pull};
 use sync_client::keys::{Author, GroupKeys, SharedRng, succession};
 use sync_client::reopen;
 use sync_core::Membership;
+use sync_core::epochs::open_rotations;
 use sync_core::session::{Effect, Reply};
 use sync_crypto::author::AUTHOR_SECRET_LEN;
 use sync_crypto::rotation::{Before, History, make_rotation};
@@ -419,17 +420,9 @@ impl Running {
             let secret: [u8; AUTHOR_SECRET_LEN] = secret.value.try_into().map_err(|_| damaged("an author's keys"))?;
             secrets.push(AuthorSecret::from_bytes(&secret));
         }
-        for bytes in stored.iter().rev().chain(&stored) {
-            let Ok(envelope) = Envelope::parse(bytes) else { continue };
-            for secret in &secrets {
-                if self.with_keys(|keys| keys.knows(envelope.header.epoch)) {
-                    break;
-                }
-                let opened = self.with_keys(|keys| keys.open_rotation(&envelope, secret));
-                for (epoch, secret) in opened.into_iter().flatten() {
-                    self.learn(epoch, &secret)?;
-                }
-            }
+        let known = self.with_keys(GroupKeys::all);
+        for (epoch, secret) in open_rotations(&self.group, &known, &stored, &secrets) {
+            self.learn(epoch, &secret)?;
         }
         Ok(())
     }

@@ -737,8 +737,10 @@ impl World {
         let other = *other;
         if let Report::HandedOver { cursor } = report {
             let Some(entries) = self.read(place, |running| running.scan())? else { return Ok(()) };
-            for entry in entries.iter().filter(|entry| entry.cursor <= *cursor) {
-                if self.honest(entry) && !self.replicas[other].held.contains(&entry.hash) {
+            // of a feed that was given up others may hold another branch, which shows when they meet again
+            let author = self.running(place).map(|running| running.author());
+            for entry in entries.iter().filter(|entry| entry.cursor <= *cursor && Some(entry.sender) == author) {
+                if !self.replicas[other].held.contains(&entry.hash) {
                     let text = format!(
                         "replica {place} says it handed everything up to {cursor} to {other}, which lacks entry {} of {}",
                         entry.number,
@@ -1186,13 +1188,19 @@ impl World {
             for peer in peers {
                 let Some(&other) = ids.get(&peer.replica) else { continue };
                 let (cursor, member) = (peer.cursor, self.member_of(other)?);
-                let Some(check) = member.map(|member| kept_check(cursor, peer.check, &member)) else { continue };
+                let asked_by = self.running(place).map(|running| running.author());
+                let (Some(member), Some(asked_by)) = (member, asked_by) else { continue };
+                let check = kept_check(cursor, peer.check, &member, &asked_by);
                 let known = self.read(other, |running| running.db.read(|r| r.check_at(&running.group, cursor)))?;
                 if known.flatten() != Some(check) {
                     continue;
                 }
                 for entry in logs.get(&other).into_iter().flatten().filter(|entry| entry.cursor <= cursor) {
-                    if self.honest(entry) && !self.replicas[place].held.contains(&entry.hash) {
+                    // of another branch of a feed it learns when they meet again
+                    let branch = logs.get(&place).is_some_and(|log| {
+                        log.iter().any(|held| (held.sender, held.number) == (entry.sender, entry.number))
+                    });
+                    if self.honest(entry) && !branch && !self.replicas[place].held.contains(&entry.hash) {
                         let text = format!(
                             "replica {place} has read replica {other} up to {cursor} and lacks entry {} of {} at {}",
                             entry.number,

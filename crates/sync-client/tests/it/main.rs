@@ -1,6 +1,9 @@
 //! Devices in one process over real sockets, homes and databases, and peers that mean them ill.
 
+mod files;
 mod hostile;
 mod members;
+mod pairing_attacks;
 mod pairs;
+mod reconnect;
 mod site;

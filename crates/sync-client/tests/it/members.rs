@@ -7,7 +7,7 @@ use sync_crypto::seal::{Sealer, TAG_LEN};
 use sync_types::bounds::MAX_ENVELOPE;
 use sync_types::{
     BlobId, Check, Class, Cursor, Draft, Envelope, EnvelopeHash, EpochId, ErrorCode, FeedHave, Frame, GroupId, Header,
-    MemberId, Number, Operation, Range, ReplicaId, Role, SignedOperation, Writer,
+    MemberId, Number, Operation, Range, ReplicaId, Role, SignedOperation, Want, Writer,
 };
 
 use crate::site::*;
@@ -81,7 +81,6 @@ async fn forged_foreign_broken_and_repeated_envelopes_are_refused_each_and_the_r
         [&own[1][..], &[0]].concat(),
         version,
         later_type,
-        too_long,
         mallory.blob(u64::MAX, EnvelopeHash([1; 32]), "no number follows"),
         mallory.clear(Header { number: Number(0), ..header() }, b"number 0"),
         mallory.clear(Header { class: Class::Membership, epoch: EpochId::NONE, ..header() }, b"no operation"),
@@ -109,6 +108,11 @@ async fn forged_foreign_broken_and_repeated_envelopes_are_refused_each_and_the_r
         talk.push(vec![one], 3).await;
         assert_eq!(refused(alice).await, before + 1);
     }
+    // one that is too long makes the frame too much, and ends the session
+    let before = refused(alice).await;
+    talk.send(&Frame::Push { entries: carried(vec![too_long]), max_cursor: Cursor(4), check: Check([4; 8]) }).await;
+    assert_eq!(talk.error().await.0, ErrorCode::Protocol);
+    until_refused(alice, before).await;
     assert!(alice.status().await.expect("status").gaps.is_empty());
     eventually_all(alice, &["first", "second"]).await;
     eventually_all(&stage.friends.bob, &["first", "second"]).await;
@@ -220,6 +224,29 @@ async fn a_gap_blocks_nothing_is_named_and_is_filled_by_whoever_returns_with_it(
     eventually_all(&alice, &["four", "one", "three", "two"]).await;
     until(&alice, "whole", |status| status.gaps.is_empty()).await;
     drop(bob);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_filled_in_part_is_asked_for_again_in_part() {
+    let stage = Stage::new().await;
+    let alice = &stage.friends.alice;
+    let run = stage.mallory.chain(&["one", "two", "three", "four", "five"]);
+    let mut talk = stage.session(&stage.alice).await;
+    talk.push(vec![run[0].clone(), run[4].clone()], 1).await;
+    // as one does who has more than fits into an answer
+    for (first, given) in [(2, 1), (3, 2), (4, 3)] {
+        let (request, wants) = talk
+            .recv_until(|frame| match frame {
+                Frame::Want { request, wants } => Some((request, wants)),
+                _ => None,
+            })
+            .await;
+        let range = Range { first: Number(first), last: Number(4) };
+        assert_eq!(wants, [Want { author: stage.mallory.author.id(), range }]);
+        talk.send(&answer(request, vec![run[given].clone()], (Cursor(0), Check::NONE))).await;
+    }
+    eventually(alice, &["one", "five", "two", "three", "four"]).await;
+    stage.friends.still_sync().await;
 }
 
 /// Where a device can be dialled now, as an invite says.

@@ -143,6 +143,8 @@ async fn a_rollback_is_noticed_at_first_contact_and_nothing_is_lost() {
     let group = alice.group();
     alice.push("kept").await.expect("pushes");
     eventually(&bob, &["kept"]).await;
+    // what is not known to be held elsewhere would be issued again with what was written meanwhile
+    assert!(!alice.handed_to(alice.last_cursor(), PATIENCE).await.is_empty());
     drop(alice);
     a.close().await;
     let database = site.path("a").join("sync.db");

@@ -106,8 +106,16 @@ pub(crate) async fn founder(device: &Device) -> SyncClient {
 }
 
 pub(crate) async fn bodies(client: &SyncClient) -> Vec<String> {
-    let pulled = client.pull(Cursor(0), 10_000).await.expect("pulls");
-    pulled.blobs.into_iter().map(|blob| String::from_utf8_lossy(&blob.bytes).into_owned()).collect()
+    let mut bodies = Vec::new();
+    let mut after = Cursor(0);
+    loop {
+        let pulled = client.pull(after, 10_000).await.expect("pulls");
+        bodies.extend(pulled.blobs.into_iter().map(|blob| String::from_utf8_lossy(&blob.bytes).into_owned()));
+        after = pulled.max_cursor;
+        if !pulled.has_more {
+            return bodies;
+        }
+    }
 }
 
 /// Waits until a client holds these blobs in this order.
@@ -265,11 +273,11 @@ impl Raw {
     }
 
     /// Opens a pairing up to where JOIN is due.
-    pub(crate) async fn ask(&self, target: &Target, code: &str) -> Asking {
+    pub(crate) async fn ask(&self, target: &Target, keys: InviteKeys) -> Asking {
         let connection = self.connect(target, PAIR_ALPN).await;
         let binding = connection.export(b"syncshell pair v1", b"").expect("exports");
         let stream = connection.open_stream(RAW_FRAME).await.expect("opens");
-        Asking { talk: Talk { connection, stream, binding }, keys: keys_of(code).await }
+        Asking { talk: Talk { connection, stream, binding }, keys }
     }
 
     /// Joins as an honest device would.
@@ -281,7 +289,7 @@ impl Raw {
     pub(crate) async fn join_from(&self, inviter: &SyncClient, at: Vec<String>) -> Member {
         let invite = inviter.device().invite(inviter.group(), LIFETIME).await.expect("invites");
         let target = Target::of_link(&invite.link, inviter.group());
-        let mut asking = self.ask(&target, &invite.code).await;
+        let mut asking = self.ask(&target, keys_of(&invite.code).await).await;
         let author = AuthorSecret::make(&mut rng());
         let replica = ReplicaId(random());
         let mut join = asking.join(&author);

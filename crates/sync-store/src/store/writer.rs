@@ -1,11 +1,15 @@
 //! The writer thread: takes commands, carries out as many as wait in one commit, then answers all of them.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use sync_types::GroupId;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Shared;
-use crate::db::{Db, Txn};
+use super::ahead::seal_ahead;
+use crate::append::{NewEntry, SealEntries};
+use crate::db::{Appended, Db, Txn};
 use crate::error::StoreError;
 
 /// Commands in one commit: their answers wait for the last of them.
@@ -14,11 +18,52 @@ const MAX_COMMANDS: usize = 256;
 const MAX_BYTES: usize = 4 << 20;
 
 pub(super) enum Command {
+    Append(Append),
     Work(Box<dyn Work>),
     Close(oneshot::Sender<Result<(), StoreError>>),
 }
 
-/// A command of any kind.
+/// Something to carry out in a commit.
+enum Task {
+    Append(Append),
+    Work(Box<dyn Work>),
+}
+
+impl Task {
+    /// Whether both are carried out in one step: appending to one feed.
+    fn joins(&self, next: &Self) -> bool {
+        match (self, next) {
+            (Self::Append(one), Self::Append(next)) => {
+                one.group == next.group && Arc::ptr_eq(&one.sealer, &next.sealer)
+            }
+            _ => false,
+        }
+    }
+
+    fn answer(self, committed: &Result<(), StoreError>) {
+        match self {
+            Self::Append(append) => answer(append.done, committed, append.answer),
+            Self::Work(work) => work.answer(committed),
+        }
+    }
+}
+
+/// Entries for our own feed.
+pub(super) struct Append {
+    pub(super) group: GroupId,
+    pub(super) entries: Vec<NewEntry>,
+    pub(super) sealer: Arc<dyn SealEntries>,
+    pub(super) answer: oneshot::Sender<Result<Vec<Appended>, StoreError>>,
+    pub(super) done: Option<Result<Vec<Appended>, StoreError>>,
+}
+
+impl Append {
+    fn bytes(&self) -> usize {
+        self.entries.iter().map(|entry| entry.content.len()).sum()
+    }
+}
+
+/// Work of any other kind.
 pub(super) trait Work: Send {
     /// About how many bytes it writes.
     fn bytes(&self) -> usize;
@@ -62,16 +107,24 @@ where
     }
 
     fn answer(self: Box<Self>, committed: &Result<(), StoreError>) {
-        let done = match (self.done, committed) {
-            // its own failure says more than the commit's
-            (Some(Err(error)), _) => Err(error),
-            (Some(Ok(done)), Ok(())) => Ok(done),
-            (_, Err(error)) => Err(error.clone()),
-            (None, Ok(())) => Err(StoreError::Closed),
-        };
-        // who asked may have gone
-        drop(self.answer.send(done));
+        answer(self.done, committed, self.answer);
     }
+}
+
+fn answer<T>(
+    done: Option<Result<T, StoreError>>,
+    committed: &Result<(), StoreError>,
+    answer: oneshot::Sender<Result<T, StoreError>>,
+) {
+    let done = match (done, committed) {
+        // its own failure says more than the commit's
+        (Some(Err(error)), _) => Err(error),
+        (Some(Ok(done)), Ok(())) => Ok(done),
+        (_, Err(error)) => Err(error.clone()),
+        (None, Ok(())) => Err(StoreError::Closed),
+    };
+    // who asked may have gone
+    drop(answer.send(done));
 }
 
 /// Serves commands until the store is closed or dropped.
@@ -82,9 +135,13 @@ pub(super) fn run(mut db: Db, mut commands: mpsc::Receiver<Command>, shared: &Sh
         let (mut batch, mut bytes) = (Vec::new(), 0);
         while let Some(command) = next {
             match command {
+                Command::Append(append) => {
+                    bytes += append.bytes();
+                    batch.push(Task::Append(append));
+                }
                 Command::Work(work) => {
                     bytes += work.bytes();
-                    batch.push(work);
+                    batch.push(Task::Work(work));
                 }
                 Command::Close(answer) => {
                     // what was sent before is still received, then the channel ends
@@ -110,10 +167,13 @@ pub(super) fn run(mut db: Db, mut commands: mpsc::Receiver<Command>, shared: &Sh
 }
 
 /// One commit.
-fn carry_out(db: &mut Db, mut batch: Vec<Box<dyn Work>>, shared: &Shared) {
+fn carry_out(db: &mut Db, mut batch: Vec<Task>, shared: &Shared) {
     let committed = db.begin().and_then(|mut txn| {
-        for work in &mut batch {
-            work.carry_out(&mut txn);
+        for together in batch.chunk_by_mut(Task::joins) {
+            match together {
+                [Task::Work(work)] => work.carry_out(&mut txn),
+                appends => append(&mut txn, appends),
+            }
         }
         txn.commit()
     });
@@ -125,7 +185,40 @@ fn carry_out(db: &mut Db, mut batch: Vec<Box<dyn Work>>, shared: &Shared) {
     if let Err(error) = &committed {
         tracing::warn!(%error, commands = batch.len(), "commit failed, nothing of it was stored");
     }
-    for work in batch {
-        work.answer(&committed);
+    for task in batch {
+        task.answer(&committed);
+    }
+}
+
+/// Appends to one feed what several commands ask for, as if it were one; each alone if that fails.
+fn append(txn: &mut Txn<'_>, tasks: &mut [Task]) {
+    let mut appends: Vec<&mut Append> = tasks
+        .iter_mut()
+        .filter_map(|task| match task {
+            Task::Append(append) => Some(append),
+            Task::Work(_) => None,
+        })
+        .collect();
+    let Some(first) = appends.first() else { return };
+    let (group, sealer) = (first.group, first.sealer.clone());
+    let lengths: Vec<usize> = appends.iter().map(|append| append.entries.len()).collect();
+    let entries: Vec<NewEntry> = appends.iter_mut().flat_map(|append| append.entries.drain(..)).collect();
+    let all = seal_ahead(&entries, &*sealer, |sealer| txn.attempt(|txn| txn.append(&group, &entries, sealer)));
+    match all {
+        Ok(stored) => {
+            let mut stored = stored.into_iter();
+            for (append, length) in appends.iter_mut().zip(lengths) {
+                append.done = Some(Ok(stored.by_ref().take(length).collect()));
+            }
+        }
+        Err(error) if appends.len() == 1 => appends[0].done = Some(Err(error)),
+        Err(_) => {
+            let mut rest = &entries[..];
+            for (append, length) in appends.iter_mut().zip(lengths) {
+                let (own, others) = rest.split_at(length);
+                append.done = Some(txn.attempt(|txn| txn.append(&group, own, &*sealer)));
+                rest = others;
+            }
+        }
     }
 }

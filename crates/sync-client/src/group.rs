@@ -12,7 +12,9 @@ use sync_store::{
     Appended, Content, GroupRow, Ingested, Limits, NewEntry, Peer, PeerNote, Renewal, SealEntries, SealError, Store,
     StoreError, Txn,
 };
-use sync_types::{AuthorId, BlobId, Class, Cursor, DeviceId, Envelope, EpochId, GroupId, ReplicaId, Timestamp};
+use sync_types::{
+    AuthorId, BlobId, Class, Cursor, DeviceId, Envelope, EpochId, GroupId, MemberId, ReplicaId, Timestamp,
+};
 use tokio::sync::{broadcast, watch};
 
 use crate::device::Inner;
@@ -62,8 +64,8 @@ pub(crate) struct Group {
     progress: watch::Sender<u64>,
     newest: watch::Receiver<Cursor>,
     refused: AtomicU64,
-    /// Authors whose word about our own feed was taken once; members, so few.
-    believed: Mutex<HashSet<AuthorId>>,
+    /// Members whose word about our own feed was taken once.
+    believed: Mutex<HashSet<MemberId>>,
 }
 
 impl std::fmt::Debug for Group {
@@ -270,7 +272,8 @@ impl Group {
         if let Some(reply) = self.shared.store.read(move |reader| exec::select(reader, &id, &asked)).await? {
             return Ok(reply);
         }
-        let first = self.believed.lock().unwrap_or_else(PoisonError::into_inner).insert(peer);
+        let member = self.membership().author(&peer).map_or_else(|| peer.into(), |admitted| admitted.member);
+        let first = self.believed.lock().unwrap_or_else(PoisonError::into_inner).insert(member);
         if first {
             self.renew_author(author, true).await?;
         } else {
@@ -409,7 +412,8 @@ impl Group {
         let author = Arc::new(Author::new(secret, self.keys.clone(), self.shared.rng.clone()));
         let blob_id = BlobId(draw(&self.shared.rng));
         let entry = |content| self.entry(blob_id, content);
-        let succession = succession(&author, before.secret(), member, membership.tips(), entry)?;
+        let predecessor = self.first_author(&membership, &before).await;
+        let succession = succession(&author, &predecessor, member, membership.tips(), entry)?;
         let (id, sealer, keys) = (self.id, author.clone(), self.keys.clone());
         let digest_key = self.shared.digest_key;
         let renewed = self
@@ -429,6 +433,19 @@ impl Group {
         tracing::info!(reissued = renewed.reissued.len(), "went on under a new author");
         *self.author.write().unwrap_or_else(PoisonError::into_inner) = author;
         Ok(())
+    }
+
+    /// The earliest of this home's authors: it certifies every later one, so that a token stays short however often a
+    /// home is copied or moved.
+    async fn first_author(&self, membership: &Membership, from: &Author) -> AuthorSecret {
+        let mut first = from.secret().clone();
+        while let Some(by) = membership.author(&first.id()).and_then(|admitted| admitted.by) {
+            match secrets::author(&self.shared, by).await {
+                Ok(earlier) => first = earlier,
+                Err(_) => break,
+            }
+        }
+        first
     }
 
     /// Remembers what a peer says of itself; where the channel comes from counts as an address too.

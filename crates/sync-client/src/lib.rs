@@ -62,5 +62,5 @@ pub use event::{EVENT_BACKLOG, Event, Subscription};
 pub use group::reopen;
 pub use pairing::{Invitation, InviteOutcome, JoinProgress};
 pub use status::{Fork, Gap, PeerStatus, Status, SyncState};
-pub use sync_types::bounds::MAX_APP_BYTES;
+pub use sync_types::bounds::{MAX_APP_BYTES, MAX_TOKEN};
 pub use sync_types::{AuthorId, BlobId, Cursor, DeviceId, GroupId, InviteId, MemberId, ReplicaId, Timestamp};

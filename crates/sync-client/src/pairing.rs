@@ -12,7 +12,7 @@ use sync_link::frame::FrameStream;
 use sync_link::iroh_link::{Connection, DIAL_TIMEOUT, DeviceId as LinkDevice};
 use sync_link::rendezvous::{Found, LookupId as Place, Publication, Record, race};
 use sync_store::{Content, PeerNote, StoreError};
-use sync_types::bounds::{MAX_ADDRESSES, MAX_FRAME, MAX_NAME};
+use sync_types::bounds::{MAX_ADDRESSES, MAX_FRAME, MAX_NAME, MAX_TOKEN};
 use sync_types::invite::LINK_PREFIX;
 use sync_types::{
     AuthorId, AuthorKeys, BlobId, DeviceId, ErrorCode, Frame, Grant, GroupId, InviteId, InviteRecord, InviteState,
@@ -456,6 +456,12 @@ async fn admit(device: &Inner, group: &Arc<Group>, request: &Request, binding: &
         Decision::Refuse(code) => Err(code),
         Decision::GrantAgain => Ok(()),
         Decision::Admit => {
+            // a newcomer whose token would be too long could not prove itself: better no admission than a useless one
+            let membership = group.membership();
+            let own = membership.token(&group.author().secret().id());
+            if own.is_none_or(|token| token.len() >= MAX_TOKEN) {
+                return Err(ErrorCode::Unavailable);
+            }
             // the invite is used first: of a crash between the two, the joiner hears that it was used by itself and gets
             // its admission then, and nobody else can get in
             let used = group.store().write(0, move |txn| txn.set_invite(&id, &invite, InviteState::Used, Some(author)));

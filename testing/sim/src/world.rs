@@ -515,10 +515,9 @@ impl World {
                 continue;
             }
             for effect in end.store {
-                if self.replicas[place].disk.is_dead() {
+                if self.execute(place, effect)?.is_none() {
                     break;
                 }
-                self.execute(place, effect)?;
             }
         }
         Ok(())
@@ -680,6 +679,10 @@ impl World {
         // a crash takes the connection with it
         let Some(end) = self.end(link, at) else { return Ok(()) };
         lane(end).pop_front();
+        if matches!(reply, Some(Reply::Failed { .. })) {
+            // what was to follow a batch that was not stored must not be stored as if it had been
+            end.store.clear();
+        }
         let more = !lane(end).is_empty();
         if let (Party::Replica { session, .. }, Some(reply)) = (&mut end.party, reply) {
             session.handle_reply(reply);

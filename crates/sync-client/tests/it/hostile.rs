@@ -8,9 +8,7 @@ use sync_core::session::{Side, WINDOW};
 use sync_crypto::AuthorSecret;
 use sync_link::iroh_link::CloseReason;
 use sync_types::bounds::{FRAME_BYTES_TARGET, MAX_FRAME, MAX_FRAME_ENVELOPES};
-use sync_types::{
-    AuthorId, Check, Cursor, Envelope, ErrorCode, Frame, GroupId, Range, ReplicaId, Scope, Want, Writer,
-};
+use sync_types::{AuthorId, Check, Cursor, Envelope, ErrorCode, Frame, GroupId, Range, ReplicaId, Scope, Want, Writer};
 
 use crate::site::*;
 
@@ -166,6 +164,38 @@ async fn r1_who_says_nothing_is_let_go() {
     let waits = tokio::join!(silent.ended(PATIENCE), half.ended(PATIENCE), drip);
     assert!(waits.0 < Duration::from_secs(15) && waits.1 < Duration::from_secs(15), "{waits:?}");
     until(&friends.alice, "counted", |status| status.refused == before + 3).await;
+    friends.still_sync().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r4_strangers_who_hold_connections_open_are_few_and_stop_nobody_who_is_connected() {
+    let friends = Friends::new().await;
+    let target = Target::of(&friends.alice, &friends.bob).await;
+    let before = refused(&friends.alice).await;
+    let stranger = Raw::new().await;
+    let mut held = Vec::new();
+    for number in 0..100 {
+        let alpn = if number % 2 == 0 { SYNC_ALPN } else { PAIR_ALPN };
+        held.push(stranger.connect(&target, alpn).await);
+    }
+    let status = until(&friends.alice, "turned away", |status| status.refused >= before + 36).await;
+    assert!(status.refused < before + 100, "{status:?}");
+    friends.still_sync().await;
+    // with the strangers gone, others get in again
+    for connection in held {
+        connection.close(0, "gone");
+    }
+    let raw = Raw::new().await;
+    let start = Instant::now();
+    loop {
+        let mut talk = raw.dial(&target).await;
+        talk.send_bytes(Vec::new()).await;
+        if matches!(talk.recv().await, Some(Frame::Error { .. })) {
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "nobody gets in any more");
+        tokio::time::sleep(LOOK).await;
+    }
     friends.still_sync().await;
 }
 
@@ -471,7 +501,7 @@ async fn a_peer_that_never_acknowledges_gets_a_window_and_no_more() {
     let mallory = raw.join(&friends.alice).await;
     let mut talk = raw.dial(&target).await;
     talk.go_live(&mallory, Offer::default()).await;
-    let blobs: Vec<Vec<u8>> = (0..8).map(|_| noise(1 << 20)).collect();
+    let blobs: Vec<Vec<u8>> = (0..6).map(|_| noise(1 << 20)).collect();
     friends.alice.push_many(blobs).await.expect("pushes");
     let mut got = 0;
     let mut newest = Cursor(0);
@@ -484,7 +514,7 @@ async fn a_peer_that_never_acknowledges_gets_a_window_and_no_more() {
     assert!(more.is_err(), "nothing beyond the window: {more:?}");
     assert!(got <= WINDOW + (3 << 19), "{got}");
     talk.send(&Frame::PushAck { cursor: newest }).await;
-    while got < 8 << 20 {
+    while got < 6 << 20 {
         let (bytes, cursor) = talk.recv_until(pushed).await;
         got += bytes;
         talk.send(&Frame::PushAck { cursor }).await;
@@ -510,7 +540,7 @@ async fn a_peer_that_never_reads_holds_up_nobody_and_takes_bounded_memory() {
     let mut talk = raw.dial(&target).await;
     talk.go_live(&mallory, Offer::default()).await;
     let memory = Memory::now();
-    for n in 0..24_u8 {
+    for n in 0..16_u8 {
         let mut blob = noise(1 << 20);
         blob[0] = n;
         let pushed = friends.alice.push(blob).await.expect("pushes");

@@ -448,8 +448,7 @@ async fn m8_lies_about_positions_lose_nothing() {
     let stage = Stage::new().await;
     let (alice, mallory) = (&stage.friends.alice, &stage.mallory);
     let run = mallory.chain(&["one", "two", "three"]);
-    let offer =
-        |entries: &[Vec<u8>], position| Offer { entries: entries.to_vec(), position, ..Offer::default() };
+    let offer = |entries: &[Vec<u8>], position| Offer { entries: entries.to_vec(), position, ..Offer::default() };
     // a cursor far ahead, then back at 0 with a check, then one that goes down
     let mut talk = stage.raw.dial(&stage.alice).await;
     talk.go_live(mallory, offer(&run[..1], (Cursor(u64::MAX), Check([1; 8])))).await;
@@ -513,7 +512,7 @@ fn other_person(member: &Member, role: Role) -> (Vec<u8>, Member) {
     let author = AuthorSecret::make(&mut rng());
     let operation = Operation::Admit { keys: author.keys(), member: author.id().into(), role, invite: None };
     let admission = member.operation(1, EnvelopeHash::NONE, operation);
-    let token = [&member.token[..], &[admission.clone()]].concat();
+    let token = [&member.token[..], std::slice::from_ref(&admission)].concat();
     (admission, Member { author, token, replica: ReplicaId(random()), ..member.clone() })
 }
 
@@ -558,8 +557,10 @@ async fn g9_g15_nobody_gets_in_past_those_who_may_admit() {
     let (alice, mallory) = (&stage.friends.alice, &stage.mallory);
     let make = || AuthorSecret::make(&mut rng());
     let member_of = |author: &AuthorSecret| MemberId::from(author.id());
-    let admit = |author: &AuthorSecret, member, role| Operation::Admit { keys: author.keys(), member, role, invite: None };
-    let guest = |author: &AuthorSecret, token: Vec<Vec<u8>>| Member { author: author.clone(), token, ..mallory.clone() };
+    let admit =
+        |author: &AuthorSecret, member, role| Operation::Admit { keys: author.keys(), member, role, invite: None };
+    let guest =
+        |author: &AuthorSecret, token: Vec<Vec<u8>>| Member { author: author.clone(), token, ..mallory.clone() };
 
     // signed by one who is no member
     let (outsider, friend) = (guest(&make(), Vec::new()), make());

@@ -238,3 +238,24 @@ async fn a_dropped_device_lets_go_of_its_home() {
     let a = site.open("a").await;
     eventually(&a.only_client().expect("one group"), &["still open"]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_that_is_moved_more_often_than_a_token_is_long_still_syncs_and_invites() {
+    let site = Site::new();
+    let a = site.device("a").await;
+    let group = founder(&a).await.group();
+    a.close().await;
+    let (first, second) = (site.path("a"), site.path("moved"));
+    for _ in 0..=sync_client::MAX_TOKEN / 2 {
+        for (from, to, name) in [(&first, &second, "moved"), (&second, &first, "a")] {
+            std::fs::rename(from, to).expect("moves");
+            let network = sync_client::Network { online: false, ..sync_client::Network::default() };
+            let moved = Device::open(sync_client::Config { network, ..site.config(name) }).await.expect("opens");
+            moved.client(group).expect("a client").push("moved").await.expect("pushes");
+            moved.close().await;
+        }
+    }
+    let (a, b) = (site.open("a").await, site.device("b").await);
+    let bob = pair(&a.client(group).expect("a client"), &b).await;
+    eventually(&bob, &vec!["moved"; sync_client::MAX_TOKEN / 2 * 2 + 2]).await;
+}

@@ -68,10 +68,10 @@ impl SealEntries for Ahead<'_, '_> {
             if ready.is_empty() {
                 ready.extend(handed.recv().into_iter().flatten());
             }
-            let fits = |sealed: &mut Sealed| {
-                (sealed.blob_id, sealed.number, sealed.previous) == (entry.blob_id, number, previous)
-            };
-            if let Some(sealed) = ready.pop_front_if(fits) {
+            let asked = (entry.blob_id, number, previous);
+            if let Some(sealed) = ready.pop_front()
+                && (sealed.blob_id, sealed.number, sealed.previous) == asked
+            {
                 return Ok(sealed.bytes);
             }
             *state = State::Alone;

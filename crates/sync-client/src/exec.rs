@@ -72,8 +72,11 @@ pub struct Pull {
 }
 
 /// Compares what a peer holds with what is held; none if our author must be renewed first.
+///
+/// Already where only membership is meant: an operation sent before would be the highest of our feed on both sides, and
+/// hide that they differ below it.
 pub fn select(reader: &Reader<'_>, group: &GroupId, pull: &Pull) -> Result<Option<Reply>, StoreError> {
-    if pull.scope == Scope::All && reader.knows_more(group, &pull.have)? {
+    if reader.knows_more(group, &pull.have)? {
         return Ok(None);
     }
     select_anyway(reader, group, pull).map(Some)

@@ -217,26 +217,21 @@ impl Group {
         }
     }
 
-    /// Carries out an effect of a session.
+    /// Carries out an effect of a session; storing is [`Self::arrive`]'s.
     pub(crate) async fn execute(self: &Arc<Self>, effect: Effect) -> Option<Reply> {
-        match self.try_execute(effect).await {
-            Ok(reply) => reply,
-            Err(error) => {
-                tracing::warn!(%error, "session cannot go on");
-                self.emit(Event::Error { code: "store".to_owned(), message: error.to_string() });
-                Some(Reply::Failed { text: "the other device's database does not work at the moment".to_owned() })
-            }
-        }
+        self.try_execute(effect).await.unwrap_or_else(|error| Some(self.failed(&error)))
+    }
+
+    fn failed(&self, error: &StoreError) -> Reply {
+        tracing::warn!(%error, "session cannot go on");
+        self.emit(Event::Error { code: "store".to_owned(), message: error.to_string() });
+        Reply::Failed { text: "the other device's database does not work at the moment".to_owned() }
     }
 
     async fn try_execute(self: &Arc<Self>, effect: Effect) -> Result<Option<Reply>, StoreError> {
         let id = self.id;
         let store = &self.shared.store;
         match effect {
-            Effect::Store { id, replica, batch, position } => {
-                let wants = self.arrive(Arrival { replica, batch, position }).await?;
-                Ok(Some(Reply::Stored { id, membership: self.membership(), wants }))
-            }
             Effect::Survey { replica } => store.read(move |reader| exec::survey(reader, &id, &replica)).await.map(Some),
             Effect::Select { author, scope, after, check, have, covered } => {
                 let pull = Pull { scope, after, check, have, covered };
@@ -282,30 +277,40 @@ impl Group {
         self.shared.store.read(move |reader| exec::select_anyway(reader, &id, &pull)).await
     }
 
-    /// Stores what a peer sent, opens what it unlocks, and tells the application.
-    async fn arrive(self: &Arc<Self>, arrival: Arrival) -> Result<Vec<sync_types::Want>, StoreError> {
+    /// Stores what a peer sent, opens what it unlocks, and tells the application: all of it in one commit, or nothing.
+    ///
+    /// Each arrival is answered by its id, or all by one failure.
+    pub(crate) async fn arrive(self: &Arc<Self>, arrivals: Vec<(u64, Arrival)>) -> Vec<Reply> {
+        self.try_arrive(arrivals).await.unwrap_or_else(|error| vec![self.failed(&error)])
+    }
+
+    async fn try_arrive(self: &Arc<Self>, arrivals: Vec<(u64, Arrival)>) -> Result<Vec<Reply>, StoreError> {
         let id = self.id;
         let author = self.author().author();
         let keys = self.keys.clone();
-        let bytes = arrival.batch.iter().map(Vec::len).sum();
-        let (arrival, ingested, wants) = self
-            .shared
-            .store
-            .write(bytes, move |txn| {
-                let readable = |epoch: EpochId| read(&keys).knows(epoch);
+        let bytes = arrivals.iter().flat_map(|(_, arrival)| &arrival.batch).map(Vec::len).sum();
+        let work = move |txn: &mut Txn<'_>| {
+            let readable = |epoch: EpochId| read(&keys).knows(epoch);
+            let mut stored = Vec::with_capacity(arrivals.len());
+            for (reply, arrival) in arrivals {
                 let (ingested, wants) = exec::store(txn, &id, &arrival, &readable)?;
-                Ok((arrival, ingested, wants))
-            })
-            .await?;
-        self.count(&ingested);
-        if ingested.stored.iter().any(|stored| stored.class == Class::Rotation) {
-            self.open_rotations().await?;
+                stored.push((reply, arrival, ingested, wants));
+            }
+            Ok(stored)
+        };
+        let mut replies = Vec::new();
+        for (reply, arrival, ingested, wants) in self.shared.store.write(bytes, work).await? {
+            self.count(&ingested);
+            if ingested.stored.iter().any(|stored| stored.class == Class::Rotation) {
+                self.open_rotations().await?;
+            }
+            if ingested.own_feed_foreign {
+                self.renew_author(author, true).await?;
+            }
+            self.tell(&arrival.batch, &ingested);
+            replies.push(Reply::Stored { id: reply, membership: self.membership(), wants });
         }
-        if ingested.own_feed_foreign {
-            self.renew_author(author, true).await?;
-        }
-        self.tell(&arrival.batch, &ingested);
-        Ok(wants)
+        Ok(replies)
     }
 
     fn count(&self, ingested: &Ingested) {

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::exec::Arrival;
 use crate::group::Group;
 
 /// Name of the sync protocol in the connection handshake.
@@ -54,7 +55,7 @@ pub(crate) async fn run(
     tasks.spawn(send_frames(sender, waiting, queued.clone()));
     let (stored, replies) = mpsc::channel(LANE);
     let (store, jobs) = mpsc::channel(LANE);
-    tasks.spawn(lane(group.clone(), jobs, stored));
+    tasks.spawn(store_lane(group.clone(), jobs, stored));
     // one answer at a time: each may be a megabyte
     let (answers, answered) = mpsc::channel(1);
     let (read, jobs) = mpsc::channel(LANE);
@@ -74,6 +75,8 @@ pub(crate) async fn run(
     close
 }
 
+/// Time between two notes of what a peer holds: each costs a commit, which what is arriving needs more.
+const ACKNOWLEDGED_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 /// Time for the last frames to leave: more is not worth waiting for a peer that is gone.
 pub(crate) const FAREWELL: std::time::Duration = std::time::Duration::from_millis(500);
 
@@ -157,6 +160,26 @@ async fn note_acknowledged(group: Arc<Group>, mut newest: watch::Receiver<Option
         let effect = newest.borrow_and_update().clone();
         if let Some(effect) = effect {
             group.execute(effect).await;
+            tokio::time::sleep(ACKNOWLEDGED_PAUSE).await;
+        }
+    }
+}
+
+/// Stores arrivals in order, as many in one commit as came while the last one was made durable.
+///
+/// Nothing is stored after one that could not be: its position in the peer's log would claim what lacks.
+async fn store_lane(group: Arc<Group>, mut jobs: mpsc::Receiver<(u64, Arrival)>, replies: mpsc::Sender<Reply>) {
+    let mut arrivals = Vec::new();
+    while jobs.recv_many(&mut arrivals, LANE).await > 0 {
+        for reply in group.arrive(std::mem::take(&mut arrivals)).await {
+            let failed = matches!(reply, Reply::Failed { .. });
+            if replies.send(reply).await.is_err() {
+                return;
+            }
+            if failed {
+                // the session ends once it hears of it
+                while jobs.recv().await.is_some() {}
+            }
         }
     }
 }
@@ -176,7 +199,7 @@ struct Driver<'a> {
     group: &'a Arc<Group>,
     session: Session,
     out: Outbox,
-    store: mpsc::Sender<Effect>,
+    store: mpsc::Sender<(u64, Arrival)>,
     read: mpsc::Sender<Effect>,
     acknowledged: watch::Sender<Option<Effect>>,
     progress: Progress,
@@ -237,7 +260,9 @@ impl Driver<'_> {
         while let Some(effect) = self.session.poll_effect() {
             let taken = match effect {
                 Effect::Send(frame) => self.out.put(&frame),
-                Effect::Store { .. } => self.store.try_send(effect).is_ok(),
+                Effect::Store { id, replica, batch, position } => {
+                    self.store.try_send((id, Arrival { replica, batch, position })).is_ok()
+                }
                 Effect::Acknowledged { .. } => {
                     self.acknowledged.send_replace(Some(effect));
                     true

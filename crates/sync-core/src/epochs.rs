@@ -6,6 +6,7 @@
 //! being the first to hand them a wrong secret for it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use sync_crypto::rotation::Rotation;
 use sync_crypto::{AuthorSecret, EpochSecret, open_rotation};
@@ -49,8 +50,8 @@ pub fn open_rotations(
         };
         let own = (found.epoch, found.secret);
         for (epoch, secret) in found.before.filter(sound).into_iter().chain([own]) {
-            if !secrets.contains_key(&epoch) {
-                secrets.insert(epoch, secret.clone());
+            if let Entry::Vacant(vacant) = secrets.entry(epoch) {
+                vacant.insert(secret.clone());
                 opened.push((epoch, secret));
             }
         }

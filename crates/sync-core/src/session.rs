@@ -18,8 +18,8 @@ use std::sync::Arc;
 use sync_crypto::author::{SignPurpose, verify};
 use sync_types::bounds::{FRAME_BYTES_TARGET, MAX_FRAME_ENVELOPES, MAX_WANTS};
 use sync_types::{
-    AuthorId, Carried, Check, Class, Cursor, Envelope, ErrorCode, FeedHave, Frame, GroupId, MemberId,
-    ReplicaId, Scope, Want,
+    AuthorId, Carried, Check, Class, Cursor, Envelope, ErrorCode, FeedHave, Frame, GroupId, MemberId, ReplicaId, Scope,
+    Want,
 };
 
 use crate::membership::Membership;
@@ -633,7 +633,14 @@ impl Session {
         let Welcome { max_cursor, name, addresses, incarnation } = welcome;
         self.established = true;
         let Peer { author, replica, .. } = peer;
-        self.effects.push_back(Effect::Report(Report::Established { author, replica, max_cursor, name, addresses, incarnation }));
+        self.effects.push_back(Effect::Report(Report::Established {
+            author,
+            replica,
+            max_cursor,
+            name,
+            addresses,
+            incarnation,
+        }));
     }
 
     fn select(&mut self, scope: Scope, pull: PendingPull) {

@@ -230,7 +230,8 @@ pub fn draw(seed: u64, steps: usize) -> Recording {
         _ => None,
     };
     // some runs are about disks, some about the network, some about both
-    let weights = Weights { disk: [0, 1, 3][index(rng, 3)], network: 1 + below(rng, 3), lies: u64::from(liar.is_some()) };
+    let weights =
+        Weights { disk: [0, 1, 3][index(rng, 3)], network: 1 + below(rng, 3), lies: u64::from(liar.is_some()) };
     let mut draw = Draw { rng, replicas, weights };
     let steps = (0..steps as u64).map(|id| draw.step(id)).collect();
     Recording { seed, replicas, joined, liar, steps, broke: None }

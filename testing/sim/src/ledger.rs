@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sync_types::{AuthorId, BlobId, Class, Envelope, EnvelopeHash, Number};
+use sync_types::{AuthorId, BlobId, Class, Envelope, EnvelopeHash, FeedHave, Number};
 
 /// A promise that was not kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,8 +106,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Notes an envelope that an honest replica sends.
-    pub(crate) fn send(&mut self, place: usize, bytes: &[u8]) -> Checked<()> {
+    /// Notes an envelope that an honest replica sends to a peer that has `shown` what it holds of the present author.
+    pub(crate) fn send(&mut self, place: usize, shown: Option<&FeedHave>, bytes: &[u8]) -> Checked<()> {
         let Ok(envelope) = Envelope::parse(bytes) else {
             return broken(HOSTILE_INPUT, format!("replica {place} sends on what is no envelope"));
         };
@@ -129,6 +129,11 @@ impl Ledger {
                     other.place,
                     sealed.place
                 );
+                return broken(NUMBERS, text);
+            }
+            if shown.is_some_and(|feed| feed.author == sender && feed.contains(number)) {
+                let author = sender.short();
+                let text = format!("replica {place} goes on as {author} with {number} to a peer that holds another");
                 return broken(NUMBERS, text);
             }
         }

@@ -315,7 +315,8 @@ impl Liar {
 
     /// What it says it holds.
     fn claims(&mut self, talk: &Talk) -> Vec<FeedHave> {
-        let known: Vec<AuthorId> = self.loot.values().filter_map(|bytes| Some(Envelope::parse(bytes).ok()?.header.sender)).collect();
+        let known: Vec<AuthorId> =
+            self.loot.values().filter_map(|bytes| Some(Envelope::parse(bytes).ok()?.header.sender)).collect();
         let authors: BTreeSet<AuthorId> = known.into_iter().chain(self.haves.keys().copied()).collect();
         let upto = |author, last| FeedHave {
             author,

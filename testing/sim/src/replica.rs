@@ -20,8 +20,8 @@ use sync_store::{
     Appended, Content, Db, DbOptions, Limits, NewEntry, Renewal, SealEntries, SealError, StoreError, Txn,
 };
 use sync_types::{
-    AuthorId, AuthorKeys, BlobId, Class, Cursor, Envelope, EnvelopeHash, EpochId, GroupId, Number, ReplicaId, Scope,
-    SignedOperation, Timestamp, Want,
+    AuthorId, AuthorKeys, BlobId, Class, Cursor, Envelope, EnvelopeHash, EpochId, GroupId, MemberId, Number, ReplicaId,
+    Scope, SignedOperation, Timestamp, Want,
 };
 
 use crate::random::{bytes, derive};
@@ -99,8 +99,8 @@ pub(crate) struct Running {
     copied: bool,
     /// Drawn at this start.
     pub(crate) incarnation: [u8; 8],
-    /// Peers whose word on our own feed was taken once.
-    believed: BTreeSet<AuthorId>,
+    /// Members whose word on our own feed was taken once.
+    believed: BTreeSet<MemberId>,
 }
 
 /// Seals as an author and remembers what was sealed, stored or not.
@@ -378,7 +378,8 @@ impl Running {
         let blob_id = BlobId(random(&self.rng));
         let author = Author::new(secret.clone(), self.keys.clone(), self.rng.clone());
         let first = |content| entry(blob_id, Timestamp(0), content);
-        let succession = succession(&author, old.author.secret(), member, membership.tips(), first)?;
+        let predecessor = self.first_author(&membership);
+        let succession = succession(&author, &predecessor, member, membership.tips(), first)?;
         remember(&self.seals, &succession);
         let author = Arc::new(Recorder { author, seals: self.seals.clone() });
         let (group, keys) = (self.group, self.keys.clone());
@@ -386,12 +387,27 @@ impl Running {
             put_author(txn, &secret)?;
             let reopen =
                 |bytes: &[u8]| reopen(&keys.read().unwrap_or_else(PoisonError::into_inner), &DIGEST_KEY, bytes);
-            let renewal =
-                Renewal { succession: &succession, sealer: &*author, reopen: if reissue { Some(&reopen) } else { None } };
+            let renewal = Renewal {
+                succession: &succession,
+                sealer: &*author,
+                reopen: if reissue { Some(&reopen) } else { None },
+            };
             txn.renew_author(&group, &renewal)
         })?;
         self.author = author;
         Ok(())
+    }
+
+    /// The earliest of this home's authors: it certifies every later one.
+    fn first_author(&self, membership: &Membership) -> AuthorSecret {
+        let mut first = self.secret().clone();
+        while let Some(by) = membership.author(&first.id()).and_then(|admitted| admitted.by) {
+            match author_secret(&self.db, by) {
+                Ok(earlier) => first = earlier,
+                Err(_) => break,
+            }
+        }
+        first
     }
 
     /// Takes in an epoch, durably, and hands out what waited for it.
@@ -471,7 +487,8 @@ impl Running {
         if let Some(reply) = self.db.read(|reader| exec::select(reader, &self.group, pull))? {
             return Ok((reply, true));
         }
-        let first = self.believed.insert(peer);
+        let member = self.membership()?.author(&peer).map_or_else(|| peer.into(), |admitted| admitted.member);
+        let first = self.believed.insert(member);
         if first {
             self.renew(true)?;
         }
@@ -491,9 +508,7 @@ impl Running {
                     ingested.refused.iter().filter_map(|(at, _)| arrival.batch.get(*at).cloned()).collect();
                 Some(Reply::Stored { id, membership: self.membership()?, wants })
             }
-            Effect::Survey { replica } => {
-                Some(self.db.read(|reader| exec::survey(reader, &group, &replica))?)
-            }
+            Effect::Survey { replica } => Some(self.db.read(|reader| exec::survey(reader, &group, &replica))?),
             Effect::Select { author, scope, after, check, have, covered } => {
                 let (reply, believed) = self.select(author, &Pull { scope, after, check, have, covered })?;
                 executed.believed = believed;

@@ -410,8 +410,7 @@ impl Disk {
         for (name, bytes) in &image.0 {
             state.next += 1;
             let id = state.next;
-            let inode =
-                Inode { visible: bytes.clone(), durable: bytes.clone(), linked: true, ..Inode::default() };
+            let inode = Inode { visible: bytes.clone(), durable: bytes.clone(), linked: true, ..Inode::default() };
             state.inodes.insert(id, inode);
             state.names.insert(name.clone(), id);
         }
@@ -620,12 +619,7 @@ unsafe extern "C" fn delete(vfs: *mut ffi::sqlite3_vfs, name: *const c_char, _sy
     unsafe { code(state_of(vfs).delete(&name_of(name).unwrap_or_default())) }
 }
 
-unsafe extern "C" fn access(
-    vfs: *mut ffi::sqlite3_vfs,
-    name: *const c_char,
-    _what: c_int,
-    there: *mut c_int,
-) -> c_int {
+unsafe extern "C" fn access(vfs: *mut ffi::sqlite3_vfs, name: *const c_char, _what: c_int, there: *mut c_int) -> c_int {
     // SAFETY: SQLite gives a VFS of ours, a name, and a place for the answer.
     unsafe {
         let known = name_of(name).is_some_and(|name| state_of(vfs).names.contains_key(&name));
@@ -667,4 +661,118 @@ unsafe extern "C" fn current_time(_vfs: *mut ffi::sqlite3_vfs, now: *mut f64) ->
     // SAFETY: SQLite gives a place for the answer.
     unsafe { *now = JULIAN_DAY };
     ffi::SQLITE_OK
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::ChaCha20Rng;
+    use rusqlite::{Connection, OpenFlags};
+
+    use super::*;
+    use crate::random::derive;
+
+    /// Rows that a workload writes, one commit each.
+    const ROWS: i64 = 12;
+
+    fn open(disk: &Disk) -> rusqlite::Result<Connection> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let conn = Connection::open_with_flags_and_vfs("db", flags, disk.vfs())?;
+        conn.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        conn.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+        conn.pragma_update(None, "synchronous", "FULL")?;
+        // often enough that a checkpoint is cut short too
+        conn.pragma_update_and_check(None, "wal_autocheckpoint", 4, |_| Ok(()))?;
+        conn.execute_batch("CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, bytes BLOB)")?;
+        Ok(conn)
+    }
+
+    /// Writes rows until the disk fails, and tells how many commits were answered.
+    fn write_rows(disk: &Disk) -> i64 {
+        let Ok(conn) = open(disk) else { return 0 };
+        for id in 1..=ROWS {
+            let row = (id, vec![id.to_le_bytes()[0]; 3000]);
+            if conn.execute("INSERT INTO t (id, bytes) VALUES (?1, ?2)", row).is_err() {
+                return id - 1;
+            }
+        }
+        ROWS
+    }
+
+    fn rows(disk: &Disk) -> rusqlite::Result<Vec<i64>> {
+        let conn = open(disk)?;
+        let verdict: String = conn.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
+        assert_eq!(verdict, "ok");
+        conn.prepare("SELECT id FROM t ORDER BY id")?.query_map([], |row| row.get(0))?.collect()
+    }
+
+    /// Cuts the power before the n-th operation; whether every commit that was answered is there afterwards.
+    fn survives(after: u64, survive: Survive, forgets_syncs: bool, rng: &mut ChaCha20Rng) -> bool {
+        let disk = Disk::new();
+        disk.state().forgets_syncs = forgets_syncs;
+        disk.fail_after(after, Fault::PowerCut);
+        let answered = write_rows(&disk);
+        disk.cut_power();
+        disk.restart(survive, rng);
+        match rows(&disk) {
+            Ok(found) => i64::try_from(found.len()).is_ok_and(|len| len >= answered) && found.is_sorted(),
+            Err(_) => false,
+        }
+    }
+
+    fn operations() -> u64 {
+        let disk = Disk::new();
+        assert_eq!(write_rows(&disk), ROWS);
+        disk.operations()
+    }
+
+    #[test]
+    fn what_was_committed_survives_a_power_cut_before_every_operation() {
+        let mut rng = derive(1, "test");
+        for after in 0..operations() {
+            for survive in [Survive::Nothing, Survive::Everything, Survive::Some, Survive::Some] {
+                assert!(survives(after, survive, false, &mut rng), "cut before operation {after}, {survive:?} left");
+            }
+        }
+    }
+
+    #[test]
+    fn a_disk_that_forgets_syncs_is_noticed() {
+        let mut rng = derive(2, "test");
+        let lost = (0..operations()).filter(|&after| !survives(after, Survive::Nothing, true, &mut rng)).count();
+        assert!(lost > 0);
+    }
+
+    #[test]
+    fn a_failed_or_full_write_is_an_error_and_what_was_there_stays() {
+        let disk = Disk::new();
+        assert_eq!(write_rows(&disk), ROWS);
+        for fault in 0..12 {
+            let conn = open(&disk).expect("a sound disk");
+            disk.fail_after(fault, Fault::IoError);
+            let failed = conn.execute("INSERT INTO t (id, bytes) VALUES (99, zeroblob(3000))", []);
+            disk.heal();
+            let there = conn.execute("DELETE FROM t WHERE id = 99", []).expect("a sound disk again");
+            assert_eq!(there == 1, failed.is_ok(), "fault {fault}");
+        }
+        let conn = open(&disk).expect("a sound disk");
+        disk.limit(Some(100));
+        let full = conn.execute("INSERT INTO t (id, bytes) VALUES (99, zeroblob(90000))", []);
+        let code = full.err().and_then(|error| error.sqlite_error_code());
+        assert_eq!(code, Some(rusqlite::ErrorCode::DiskFull));
+        disk.limit(None);
+        drop(conn);
+        assert_eq!(rows(&disk).expect("a sound disk").len(), usize::try_from(ROWS).expect("few"));
+    }
+
+    #[test]
+    fn an_image_brings_back_what_was_there() {
+        let disk = Disk::new();
+        let conn = open(&disk).expect("a sound disk");
+        conn.execute("INSERT INTO t (id) VALUES (1)", []).expect("a row");
+        let image = disk.image();
+        conn.execute("INSERT INTO t (id) VALUES (2)", []).expect("a row");
+        drop(conn);
+        disk.load(&image);
+        assert_eq!(rows(&disk).expect("a sound disk"), vec![1]);
+    }
 }

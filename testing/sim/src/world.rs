@@ -9,11 +9,11 @@ use sync_crypto::{EpochSecret, SignPurpose};
 use sync_store::{Content, NewEntry, StoreError};
 use sync_types::{
     AuthorId, BlobId, Carried, Charter, Chunker, Class, Cursor, Envelope, EnvelopeHash, EpochId, ErrorCode, FeedHave,
-    Frame, GroupId, GroupKind, InviteId, MemberId, Number, Operation, Quorum, ReplicaId, Role, Scope, Timestamp,
+    Frame, GroupId, GroupKind, InviteId, MemberId, Number, Operation, Quorum, ReplicaId, Role, Timestamp,
 };
 
-use crate::action::{Action, Left, Lie, Recording, Step};
 use crate::action::Liar as LiarRole;
+use crate::action::{Action, Left, Lie, Recording, Step};
 use crate::ledger::{CONVERGE, Checked, DURABLE, HOSTILE_INPUT, Ledger, NO_GAPS, broken};
 use crate::liar::{Liar, Talk};
 use crate::random::{below, bytes, chance, derive};
@@ -44,10 +44,18 @@ const RECENT: usize = 3;
 #[derive(Debug, Clone, Copy)]
 enum Event {
     Frame(u32, usize),
-    Store(u32, usize),
-    Read(u32, usize),
+    Work(u32, usize, Lane),
     Break(u32),
     Restart(usize),
+}
+
+/// Effects of one lane are carried out in order, those of different lanes in any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    Store,
+    Read,
+    /// Of several acknowledgements that wait, the last says it all.
+    Acknowledge,
 }
 
 enum Wire {
@@ -67,8 +75,9 @@ struct End {
     inbox: VecDeque<(u64, Wire)>,
     /// Nothing reaches this end before.
     last_arrival: u64,
-    store: VecDeque<Effect>,
-    read: VecDeque<Effect>,
+    lanes: [VecDeque<Effect>; 3],
+    /// What the peer said it holds, where that was compared.
+    shown: Vec<FeedHave>,
     /// The session takes no frames at the moment.
     stalled: bool,
     closed: bool,
@@ -258,8 +267,7 @@ impl World {
         self.events += 1;
         match event {
             Event::Frame(link, end) => self.frame(link, end),
-            Event::Store(link, end) => self.work(link, end, |end| &mut end.store, Event::Store),
-            Event::Read(link, end) => self.work(link, end, |end| &mut end.read, Event::Read),
+            Event::Work(link, end, lane) => self.work(link, end, lane),
             Event::Break(link) => self.cut(link),
             Event::Restart(place) => self.restart(place),
         }
@@ -301,7 +309,11 @@ impl World {
     }
 
     /// Reads something that must be readable.
-    fn read<T>(&mut self, place: usize, work: impl FnOnce(&mut Running) -> Result<T, StoreError>) -> Checked<Option<T>> {
+    fn read<T>(
+        &mut self,
+        place: usize,
+        work: impl FnOnce(&mut Running) -> Result<T, StoreError>,
+    ) -> Checked<Option<T>> {
         let Some(running) = self.running(place) else { return Ok(None) };
         let done = work(running);
         self.attempt(place, done)
@@ -495,8 +507,8 @@ impl World {
             party,
             inbox: VecDeque::new(),
             last_arrival: 0,
-            store: VecDeque::new(),
-            read: VecDeque::new(),
+            lanes: Default::default(),
+            shown: Vec::new(),
             stalled: false,
             closed: false,
         };
@@ -514,7 +526,8 @@ impl World {
             if chance(&mut self.rng, 50) {
                 continue;
             }
-            for effect in end.store {
+            let [store, ..] = end.lanes;
+            for effect in store {
                 if self.execute(place, effect)?.is_none() {
                     break;
                 }
@@ -607,7 +620,7 @@ impl World {
     /// Carries out what a session asks for, or puts it into its lane.
     fn carry_out(&mut self, link: u32, at: usize) -> Checked<()> {
         loop {
-            let Some(End { party: Party::Replica { place, session }, store, read, .. }) =
+            let Some(End { party: Party::Replica { place, session }, lanes, .. }) =
                 self.links.get_mut(&link).map(|link| &mut link.ends[at])
             else {
                 return Ok(());
@@ -616,8 +629,11 @@ impl World {
             let Some(effect) = session.poll_effect() else { break };
             match effect {
                 Effect::Send(frame) => {
+                    let shown = self.end(link, at).map(|end| end.shown.clone()).unwrap_or_default();
+                    let author = self.running(place).map(|running| running.author());
+                    let shown = shown.iter().find(|feed| Some(feed.author) == author);
                     for envelope in envelopes(&frame) {
-                        self.ledger.send(place, envelope)?;
+                        self.ledger.send(place, shown, envelope)?;
                     }
                     say!(self, "{place} -> link {link}: {}", short(&frame));
                     self.send(link, at, Wire::Bytes(frame.encode()));
@@ -634,16 +650,21 @@ impl World {
                     }
                     self.close(link, at)?;
                 }
-                effect @ (Effect::Store { .. } | Effect::Acknowledged { .. }) => {
-                    store.push_back(effect);
-                    if store.len() == 1 {
-                        self.schedule_in(WORK, Event::Store(link, at));
-                    }
-                }
                 effect => {
-                    read.push_back(effect);
-                    if read.len() == 1 {
-                        self.schedule_in(WORK, Event::Read(link, at));
+                    let lane = match effect {
+                        Effect::Store { .. } => Lane::Store,
+                        Effect::Acknowledged { .. } => Lane::Acknowledge,
+                        _ => Lane::Read,
+                    };
+                    let waiting = &mut lanes[lane as usize];
+                    if lane == Lane::Acknowledge && !waiting.is_empty() {
+                        waiting.clear();
+                        waiting.push_back(effect);
+                        continue;
+                    }
+                    waiting.push_back(effect);
+                    if waiting.len() == 1 {
+                        self.schedule_in(WORK, Event::Work(link, at, lane));
                     }
                 }
             }
@@ -661,34 +682,35 @@ impl World {
     }
 
     /// The first effect of a lane.
-    fn work(
-        &mut self,
-        link: u32,
-        at: usize,
-        lane: fn(&mut End) -> &mut VecDeque<Effect>,
-        event: fn(u32, usize) -> Event,
-    ) -> Checked<()> {
+    fn work(&mut self, link: u32, at: usize, lane: Lane) -> Checked<()> {
         let Some(end) = self.end(link, at) else { return Ok(()) };
         let Party::Replica { place, .. } = end.party else { return Ok(()) };
-        let Some(effect) = lane(end).front().cloned() else { return Ok(()) };
+        let Some(effect) = end.lanes[lane as usize].front().cloned() else { return Ok(()) };
         let honest = !self.links.get(&link).is_some_and(|link| matches!(link.ends[1 - at].party, Party::Liar(_)));
-        let reply = match self.execute_from(place, effect, honest)? {
-            Some(executed) => executed.reply,
-            None => Some(Reply::Failed { text: "the database does not work at the moment".to_owned() }),
+        let have = match &effect {
+            Effect::Select { have, .. } => have.clone(),
+            _ => Vec::new(),
+        };
+        let (reply, believed) = match self.execute_from(place, effect, honest)? {
+            Some(executed) => (executed.reply, executed.believed),
+            None => (Some(Reply::Failed { text: "the database does not work at the moment".to_owned() }), false),
         };
         // a crash takes the connection with it
         let Some(end) = self.end(link, at) else { return Ok(()) };
-        lane(end).pop_front();
-        if matches!(reply, Some(Reply::Failed { .. })) {
-            // what was to follow a batch that was not stored must not be stored as if it had been
-            end.store.clear();
+        end.lanes[lane as usize].pop_front();
+        if believed {
+            end.shown = have;
         }
-        let more = !lane(end).is_empty();
+        if lane == Lane::Store && matches!(reply, Some(Reply::Failed { .. })) {
+            // what was to follow a batch that was not stored must not be stored as if it had been
+            end.lanes[lane as usize].clear();
+        }
+        let more = !end.lanes[lane as usize].is_empty();
         if let (Party::Replica { session, .. }, Some(reply)) = (&mut end.party, reply) {
             session.handle_reply(reply);
         }
         if more {
-            self.schedule_in(WORK, event(link, at));
+            self.schedule_in(WORK, Event::Work(link, at, lane));
         }
         self.carry_out(link, at)
     }
@@ -700,7 +722,7 @@ impl World {
     /// Carries out an effect on a replica's database; none if it failed.
     fn execute_from(&mut self, place: usize, effect: Effect, honest: bool) -> Checked<Option<Executed>> {
         let shown: Vec<FeedHave> = match &effect {
-            Effect::Select { scope: Scope::All, have, .. } => have.clone(),
+            Effect::Select { have, .. } => have.clone(),
             _ => Vec::new(),
         };
         let before = self.running(place).map(|running| running.author());
@@ -1137,7 +1159,10 @@ impl World {
             let membership: std::sync::Arc<Membership> = running.membership()?;
             let author = |(id, admitted): (&AuthorId, &sync_core::Admitted)| {
                 let token = membership.token(id).map(|token| blake3::hash(&token.concat()));
-                format!("{id:?} {:?} {:?} {:?} {:?} {token:?}", admitted.member, admitted.role, admitted.by, admitted.invite)
+                format!(
+                    "{id:?} {:?} {:?} {:?} {:?} {token:?}",
+                    admitted.member, admitted.role, admitted.by, admitted.invite
+                )
             };
             let invite = |id| format!("{:?} {}", membership.invite(id), membership.is_revoked(id));
             let mut have = running.db.read(|reader| reader.have(&running.group))?;
@@ -1158,9 +1183,8 @@ impl World {
             let Some(shown) = self.shown(place)? else { continue };
             match first.get(&held) {
                 Some((other, known)) if *known != shown => {
-                    let text = format!(
-                        "replicas {other} and {place} hold the same and show\n{known:#?}\nand\n{shown:#?}"
-                    );
+                    let text =
+                        format!("replicas {other} and {place} hold the same and show\n{known:#?}\nand\n{shown:#?}");
                     return broken(CONVERGE, text);
                 }
                 Some(_) => {}
@@ -1183,8 +1207,7 @@ impl World {
             logs.insert(place, log);
         }
         for &place in &places {
-            let Some(peers) =
-                self.read(place, |running| running.db.read(|reader| reader.peers(&running.group)))?
+            let Some(peers) = self.read(place, |running| running.db.read(|reader| reader.peers(&running.group)))?
             else {
                 continue;
             };

@@ -21,9 +21,17 @@ struct Squatter {
 }
 
 impl Squatter {
-    fn on(port: u16) -> Self {
-        let v4 = UdpSocket::bind(("127.0.0.1", port)).expect("the port is free");
-        Self { _sockets: [Some(v4), UdpSocket::bind(("::1", port)).ok()].into_iter().flatten().collect() }
+    async fn on(port: u16) -> Self {
+        let start = Instant::now();
+        // the device that had it lets go within a moment; whoever else has taken it by then keeps it as well as we do
+        let v4 = loop {
+            match UdpSocket::bind(("127.0.0.1", port)) {
+                Ok(socket) => break Some(socket),
+                Err(_) if start.elapsed() > Duration::from_secs(2) => break None,
+                Err(_) => tokio::time::sleep(LOOK).await,
+            }
+        };
+        Self { _sockets: [v4, UdpSocket::bind(("::1", port)).ok()].into_iter().flatten().collect() }
     }
 }
 
@@ -88,7 +96,7 @@ async fn a_device_that_comes_back_on_another_port_replaces_what_was_known_of_it(
     let group = alice.group();
     let before = port_of(&bob, &alice).await;
     close(bob).await;
-    let squatter = Squatter::on(before);
+    let squatter = Squatter::on(before).await;
     // what is known of it grows old meanwhile, and is kept
     let status = until(&alice, "older", |status| {
         status.peers.iter().any(|peer| peer.state != "connected" && peer.addresses_age_ms.is_some_and(|age| age > 200))
@@ -108,7 +116,7 @@ async fn a_device_that_comes_back_on_another_port_replaces_what_was_known_of_it(
     // and the new address is good for dialling: now the other side is the one to come back
     let alices = port_of(&alice, &bob).await;
     close(alice).await;
-    let other = Squatter::on(alices);
+    let other = Squatter::on(alices).await;
     let alice = reopen(&site, "a", group).await;
     exchange(&alice, &bob, "both moved").await;
     drop((squatter, other));
@@ -125,7 +133,7 @@ async fn both_come_back_on_other_ports_at_once_and_meet_through_the_directory() 
     let ports = [port_of(&alice, &bob).await, port_of(&bob, &alice).await];
     drop((a, b));
     tokio::join!(close(alice), close(bob));
-    let squatters = ports.map(Squatter::on);
+    let squatters = tokio::join!(Squatter::on(ports[0]), Squatter::on(ports[1]));
     let (alice, bob) = tokio::join!(reopen(&site, "a", group), reopen(&site, "b", group));
     exchange(&alice, &bob, "both moved at once").await;
     let now = [port_of(&alice, &bob).await, port_of(&bob, &alice).await];

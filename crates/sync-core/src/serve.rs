@@ -91,12 +91,17 @@ fn diverges_from<O: Own>(theirs: &FeedHave, own: &mut O) -> Result<Option<Number
     if theirs.fork == ours.fork && theirs.digest == ours.digest {
         return Ok(None);
     }
-    Ok([theirs.fork, ours.fork].into_iter().flatten().min())
+    // the branches may part below the lowest number that either side knows two hashes of
+    Ok(Some(Number(1)))
 }
 
 /// Whether a peer holds more of a feed than its own author does, or something else: the author's database was rolled back.
 pub fn knows_more_than_author<O: Own>(theirs: &FeedHave, own: &mut O) -> Result<bool, O::Error> {
     let Some(highest) = theirs.highest() else { return Ok(false) };
+    // two hashes of one number, of which the author knows one at most
+    if theirs.fork.is_some() {
+        return Ok(true);
+    }
     let ours = own.feed(&theirs.author)?;
     let Some(ours_highest) = ours.as_ref().and_then(FeedHave::highest) else { return Ok(true) };
     if highest > ours_highest {
@@ -161,10 +166,11 @@ mod tests {
     }
 
     #[test]
-    fn a_fork_only_one_side_knows_is_sent_from_there() {
-        assert_eq!(sent(&have(9, 7, None, 0), have(9, 7, Some(6), 1), 7), vec![6, 7, 8, 9]);
+    fn a_fork_of_which_only_one_side_knows_or_knows_all_sends_the_whole_feed() {
+        let everything: Vec<u64> = (1..=9).collect();
+        assert_eq!(sent(&have(9, 7, None, 0), have(9, 7, Some(6), 1), 7), everything);
         assert_eq!(sent(&have(9, 7, Some(6), 1), have(9, 7, Some(6), 1), 7), Vec::<u64>::new());
-        assert_eq!(sent(&have(9, 7, Some(6), 2), have(9, 7, Some(5), 1), 7), vec![5, 6, 7, 8, 9]);
+        assert_eq!(sent(&have(9, 7, Some(6), 2), have(9, 7, Some(5), 1), 7), everything);
     }
 
     #[test]
@@ -187,5 +193,6 @@ mod tests {
         assert!(!more(&have(3, 7, None, 0), 7));
         assert!(more(&have(5, 9, None, 0), 7));
         assert!(more(&have(4, 9, None, 0), 7), "same number, other bytes");
+        assert!(more(&have(4, 7, Some(2), 1), 7), "same head, other bytes below");
     }
 }

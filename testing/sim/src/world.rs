@@ -470,7 +470,7 @@ impl World {
                 proof,
                 name: format!("replica {place}"),
                 addresses: Vec::new(),
-                incarnation: [0; 8],
+                incarnation: running.incarnation,
             };
             Ok(Some((config, running.newest()?)))
         })?;
@@ -762,10 +762,12 @@ impl World {
         let other = *other;
         if let Report::HandedOver { cursor } = report {
             let Some(entries) = self.read(place, |running| running.scan())? else { return Ok(()) };
-            // of a feed that was given up others may hold another branch, which shows when they meet again
+            let Some(others) = self.read(other, |running| running.scan())? else { return Ok(()) };
             let author = self.running(place).map(|running| running.author());
             for entry in entries.iter().filter(|entry| entry.cursor <= *cursor && Some(entry.sender) == author) {
-                if !self.replicas[other].held.contains(&entry.hash) {
+                // another branch of the feed shows when they meet again
+                let known = others.iter().any(|held| (held.sender, held.number) == (entry.sender, entry.number));
+                if !known {
                     let text = format!(
                         "replica {place} says it handed everything up to {cursor} to {other}, which lacks entry {} of {}",
                         entry.number,

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use sync_crypto::author::{SignPurpose, verify};
-use sync_types::{AuthorId, Class, Envelope, EnvelopeHash, FormatError, GroupId, Number};
+use sync_types::{AuthorId, Class, Envelope, EnvelopeHash, FormatError, GroupId, GroupKind, Number};
 
 use crate::membership::{Membership, MembershipError};
 
@@ -53,6 +53,9 @@ pub enum Refusal {
     /// Its sender does not belong to the group.
     #[error("author {0:?} is not admitted")]
     NotAdmitted(AuthorId),
+    /// The founder of a passphrase group is everyone who knows the passphrase: its feed stays empty.
+    #[error("envelope in the founder's feed of a passphrase group")]
+    FoundersFeed,
     /// A membership envelope that is none.
     #[error(transparent)]
     Membership(#[from] MembershipError),
@@ -103,8 +106,13 @@ pub fn judge<'a, H: Held>(
 ) -> Result<Judged<'a>, H::Error> {
     let mut judged = Judged::default();
     let mut work = Batch { candidates: Vec::new(), places: HashMap::new(), held, highest: HashMap::new() };
+    let charter = membership.charter();
+    let nobodys = (charter.kind == GroupKind::Passphrase).then_some(charter.founder.verify);
     for (index, bytes) in batch.iter().enumerate() {
         match Envelope::parse(bytes) {
+            Ok(envelope) if nobodys == Some(envelope.header.sender) => {
+                judged.refused.push((index, Refusal::FoundersFeed));
+            }
             Err(error) => judged.refused.push((index, error.into())),
             Ok(envelope) if envelope.header.group != *group => {
                 judged.refused.push((index, Refusal::WrongGroup(envelope.header.group)));

@@ -28,8 +28,23 @@ pub struct Admitted {
     pub by: Option<AuthorId>,
     /// Hash of the envelope that admitted it.
     hash: EnvelopeHash,
-    /// That envelope.
+    /// Every admission of it that counts, by who made it: nobody can take another's place away by admitting it again.
+    admissions: BTreeMap<AuthorId, Admission>,
+}
+
+#[derive(Debug, Clone)]
+struct Admission {
+    member: MemberId,
+    hash: EnvelopeHash,
     envelope: Arc<[u8]>,
+}
+
+impl Admitted {
+    /// Whether some admission counts it to a member.
+    #[must_use]
+    pub fn belongs_to(&self, member: &MemberId) -> bool {
+        self.member == *member || self.admissions.values().any(|admission| admission.member == *member)
+    }
 }
 
 /// An invite as membership entries tell it.
@@ -95,7 +110,7 @@ impl Membership {
             invite: None,
             by: None,
             hash: EnvelopeHash::NONE,
-            envelope: Arc::from([]),
+            admissions: BTreeMap::new(),
         };
         Ok(Self {
             group: GroupId::of(charter),
@@ -162,20 +177,28 @@ impl Membership {
         self.tips.iter().take(MAX_SEEN).copied().collect()
     }
 
-    /// The envelopes that lead from the founder to an author, founder's side first; none if the chain is too long.
+    /// The envelopes of a shortest way from the founder to an author, founder's side first; none if it is too long.
     #[must_use]
     pub fn token(&self, author: &AuthorId) -> Option<Vec<Vec<u8>>> {
-        let mut chain = Vec::new();
-        let mut at = self.authors.get(author)?;
-        while let Some(by) = at.by {
-            if chain.len() == MAX_TOKEN {
-                return None;
+        // breadth first from the author: the founder is reached over the fewest admissions
+        let mut reached: BTreeMap<AuthorId, Option<(AuthorId, &Admission)>> = BTreeMap::from([(*author, None)]);
+        let mut tier = vec![*author];
+        for _ in 0..=MAX_TOKEN {
+            if let Some(founder) = tier.iter().find(|author| **author == self.charter.founder.verify) {
+                return Some(chain_from(*founder, &reached));
             }
-            chain.push(at.envelope.to_vec());
-            at = self.authors.get(&by)?;
+            let mut next = Vec::new();
+            for author in tier {
+                for (by, admission) in &self.authors.get(&author)?.admissions {
+                    if !reached.contains_key(by) {
+                        reached.insert(*by, Some((author, admission)));
+                        next.push(*by);
+                    }
+                }
+            }
+            tier = next;
         }
-        chain.reverse();
-        Some(chain)
+        None
     }
 
     /// Whether an envelope may be looked at: its sender is admitted, or it succeeds one who is.
@@ -191,7 +214,7 @@ impl Membership {
             return Err(MembershipError::NotAdmitted(sender));
         };
         let before = self.authors.get(predecessor).ok_or(MembershipError::NotAdmitted(sender))?;
-        let fits = keys.verify == sender && envelope.header.number == Number(1) && before.member == *member;
+        let fits = keys.verify == sender && envelope.header.number == Number(1) && before.belongs_to(member);
         let statement = succession_statement(keys, *member);
         if !fits || !verify(predecessor, SignPurpose::Succession, &[&self.group.0, &statement], proof) {
             return Err(MembershipError::SuccessionForged(sender));
@@ -208,20 +231,24 @@ impl Membership {
             self.tips.remove(hash);
         }
         self.tips.insert(hash);
-        self.waiting.push(Waiting {
-            sender: envelope.header.sender,
-            hash,
-            operation,
-            envelope: Arc::from(envelope.bytes()),
-        });
-        Ok(self.settle())
+        let (sender, envelope) = (envelope.header.sender, Arc::from(envelope.bytes()));
+        let new = Waiting { sender, hash, operation, envelope };
+        match self.count(&new) {
+            Counted::Yes { changed: true } => {
+                self.settle();
+                return Ok(true);
+            }
+            // it cannot make any other count, so those that wait are not looked at: there may be many
+            Counted::NotYet => self.waiting.push(new),
+            Counted::Yes { changed: false } | Counted::Never => {}
+        }
+        Ok(false)
     }
 
     /// Looks at waiting operations until none of them counts any more.
-    fn settle(&mut self) -> bool {
-        let mut changed = false;
-        loop {
-            let mut progress = false;
+    fn settle(&mut self) {
+        let mut progress = true;
+        while std::mem::take(&mut progress) {
             for waiting in std::mem::take(&mut self.waiting) {
                 match self.count(&waiting) {
                     Counted::Yes { changed } => progress |= changed,
@@ -229,10 +256,6 @@ impl Membership {
                     Counted::Never => {}
                 }
             }
-            if !progress {
-                return changed;
-            }
-            changed = true;
         }
     }
 
@@ -282,11 +305,14 @@ impl Membership {
                     Some(known) if known.by <= invited.by => Counted::Yes { changed: false },
                     _ => {
                         self.invites.insert(*id, invited);
-                        Counted::Yes { changed: true }
+                        Counted::Yes { changed: false }
                     }
                 }
             }
-            Operation::Revoke { id } => Counted::Yes { changed: self.revoked.insert(*id) },
+            Operation::Revoke { id } => {
+                self.revoked.insert(*id);
+                Counted::Yes { changed: false }
+            }
             _ => Counted::Never,
         }
     }
@@ -299,43 +325,43 @@ impl Membership {
         role: Role,
         invite: Option<InviteId>,
     ) -> Counted {
-        let admitted = Admitted {
-            keys: keys.clone(),
-            member,
-            role,
-            invite,
-            by: Some(waiting.sender),
-            hash: waiting.hash,
-            envelope: waiting.envelope.clone(),
-        };
+        let by = waiting.sender;
+        let admission = Admission { member, hash: waiting.hash, envelope: waiting.envelope.clone() };
         let Some(known) = self.authors.get_mut(&keys.verify) else {
+            let admissions = BTreeMap::from([(by, admission)]);
+            let admitted =
+                Admitted { keys: keys.clone(), member, role, invite, by: Some(by), hash: waiting.hash, admissions };
             self.authors.insert(keys.verify, admitted);
             return Counted::Yes { changed: true };
         };
-        if known.by.is_none() || known.hash == admitted.hash {
+        if known.by.is_none() {
             return Counted::Yes { changed: false };
         }
-        // of several admissions the strongest role counts, so that what was allowed once stays allowed,
-        // and of equal ones the lowest hash, so that the order of arrival does not matter
-        let better = (admitted.role, admitted.hash) < (known.role, known.hash);
-        let cycle = better && self.descends(&waiting.sender, &keys.verify);
-        if better && !cycle {
-            self.authors.insert(keys.verify, admitted);
+        // of several admissions the strongest role counts, so that what was allowed once stays allowed; of the rest the
+        // lowest hash, so that the order of arrival does not matter; and by one author one, so that they stay few
+        let stronger = role < known.role;
+        known.role = known.role.min(role);
+        if admission.hash < known.hash {
+            (known.keys, known.member, known.invite) = (keys.clone(), member, invite);
+            (known.by, known.hash) = (Some(by), admission.hash);
         }
-        Counted::Yes { changed: better && !cycle }
+        let own = known.admissions.entry(by).or_insert_with(|| admission.clone());
+        let other_member = own.member != admission.member;
+        if admission.hash < own.hash {
+            *own = admission;
+        }
+        Counted::Yes { changed: stronger || other_member }
     }
+}
 
-    /// Whether the chain from `author` to the founder passes through `through`.
-    fn descends(&self, author: &AuthorId, through: &AuthorId) -> bool {
-        let mut at = Some(*author);
-        while let Some(author) = at {
-            if author == *through {
-                return true;
-            }
-            at = self.authors.get(&author).and_then(|admitted| admitted.by);
-        }
-        false
+fn chain_from(founder: AuthorId, reached: &BTreeMap<AuthorId, Option<(AuthorId, &Admission)>>) -> Vec<Vec<u8>> {
+    let mut chain = Vec::new();
+    let mut at = founder;
+    while let Some(Some((author, admission))) = reached.get(&at) {
+        chain.push(admission.envelope.to_vec());
+        at = *author;
     }
+    chain
 }
 
 enum Counted {

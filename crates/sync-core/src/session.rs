@@ -849,3 +849,151 @@ fn name(frame: &Frame) -> &'static str {
         _ => "another",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use sync_crypto::AuthorSecret;
+    use sync_types::{Charter, Chunker, EnvelopeHash, GroupKind, Number, Quorum, Range};
+
+    use super::*;
+    use crate::serve::Own;
+
+    const BINDING: [u8; 32] = [4; 32];
+    const OURS: ReplicaId = ReplicaId([1; 16]);
+    const THEIRS: ReplicaId = ReplicaId([2; 16]);
+
+    fn author() -> AuthorSecret {
+        AuthorSecret::from_bytes(&[7; 96])
+    }
+
+    fn charter() -> Vec<u8> {
+        let quorum = Quorum::default();
+        let (founder, chunker) = (author().keys(), Chunker::default());
+        Charter { kind: GroupKind::Random, founder, quorum, suite: 1, chunker, nonce: [1; 32], commitment: [0; 32] }
+            .encode()
+    }
+
+    fn hello(side: Side, replica: ReplicaId) -> Frame {
+        let group = GroupId::of(&charter());
+        let proof = author().sign(SignPurpose::Hello, &[&hello_statement(&BINDING, side, &group, &replica)]);
+        Frame::Hello { group, author: author().id(), replica, token: vec![], proof }
+    }
+
+    fn drain(session: &mut Session) -> Vec<Effect> {
+        std::iter::from_fn(|| session.poll_effect()).collect()
+    }
+
+    fn stored(session: &mut Session, id: u64) {
+        let membership = Arc::new(Membership::new(&charter()).expect("a charter"));
+        session.handle_reply(Reply::Stored { id, membership, wants: vec![] });
+    }
+
+    fn pull(scope: Scope) -> Frame {
+        let (after, check) = (Cursor(0), Check::NONE);
+        Frame::Pull { request: 1, scope, after, check, limit: 9, have: vec![], covered: vec![] }
+    }
+
+    fn answer(request: u32, max_cursor: Cursor, check: Check) -> Frame {
+        let (has_more, reset, holds_from) = (false, false, Cursor(1));
+        Frame::PullResponse { request, entries: vec![], max_cursor, check, has_more, reset, holds_from }
+    }
+
+    fn survey(session: &mut Session, position: (Cursor, Check)) -> Vec<Effect> {
+        session.handle_reply(Reply::Survey { have: vec![], position, newest: (Cursor(0), Check::NONE) });
+        drain(session)
+    }
+
+    /// A session that has answered the peer's PULL of membership and waits for the answer to its own.
+    fn waiting() -> Session {
+        let Frame::Hello { group, author, replica, token, proof } = hello(Side::Acceptor, OURS) else { unreachable!() };
+        let (name, incarnation) = (String::new(), [0; 8]);
+        let side = Side::Acceptor;
+        let binding = BINDING;
+        let config =
+            Config { side, group, author, replica, token, binding, proof, name, addresses: vec![], incarnation };
+        let mut session = Session::new(config);
+        session.handle_frame(hello(Side::Dialler, THEIRS));
+        stored(&mut session, 0);
+        drain(&mut session);
+        survey(&mut session, (Cursor(0), Check::NONE));
+        session.handle_frame(pull(Scope::Membership));
+        select(&mut session, Scope::Membership, Selection::everything(Scope::Membership), Cursor(0));
+        let (scope, max_cursor, check) = (Scope::Membership, Cursor(0), Check::NONE);
+        let (entries, has_more, holds_from) = (vec![], false, Cursor(1));
+        session.handle_reply(Reply::Read { scope, entries, max_cursor, check, has_more, holds_from });
+        drain(&mut session);
+        session
+    }
+
+    fn select(session: &mut Session, scope: Scope, selection: Selection, start: Cursor) -> Vec<Effect> {
+        session.handle_reply(Reply::Selected { scope, selection: Arc::new(selection), start, reset: false });
+        drain(session)
+    }
+
+    /// The same session once membership is equal.
+    fn live() -> Session {
+        let mut session = waiting();
+        session.handle_frame(answer(MEMBERSHIP_REQUEST, Cursor(0), Check::NONE));
+        stored(&mut session, 1);
+        drain(&mut session);
+        session
+    }
+
+    #[test]
+    fn what_comes_while_membership_is_exchanged_is_not_pushed_before_it_is_equal() {
+        let mut session = waiting();
+        session.handle_newest(Cursor(5));
+        assert!(drain(&mut session).is_empty());
+    }
+
+    #[test]
+    fn a_position_is_kept_for_who_said_it_and_who_asked() {
+        let (member, other) = (MemberId(author().id().0), MemberId([9; 32]));
+        let (cursor, check) = (Cursor(7), Check([3; 8]));
+        let kept = kept_check(cursor, check, &member, &author().id());
+        assert_ne!(kept, check);
+        assert_ne!(kept, kept_check(cursor, check, &other, &author().id()));
+        assert_ne!(kept, kept_check(cursor, check, &member, &AuthorId([9; 32])));
+
+        let mut session = live();
+        let effects = survey(&mut session, (cursor, kept));
+        let asked = effects.iter().find_map(|effect| match effect {
+            Effect::Send(Frame::Pull { after, check, .. }) => Some((*after, *check)),
+            _ => None,
+        });
+        assert_eq!(asked, Some((cursor, check)), "the peer is asked with what it gave");
+        session.handle_frame(answer(ALL_REQUEST, cursor, check));
+        let effects = drain(&mut session);
+        assert!(matches!(effects[..], [Effect::Store { position: Some(position), .. }] if position == (cursor, kept)));
+    }
+
+    #[test]
+    fn a_peer_on_another_branch_is_answered_from_the_start() {
+        struct Branch;
+        impl Own for Branch {
+            type Error = Infallible;
+            fn feed(&mut self, author: &AuthorId) -> Result<Option<FeedHave>, Infallible> {
+                Ok(Some(have(*author, 1)))
+            }
+            fn hashes_at(&mut self, _: &AuthorId, _: Number) -> Result<Vec<EnvelopeHash>, Infallible> {
+                Ok(vec![EnvelopeHash([1; 32])])
+            }
+        }
+        fn have(author: AuthorId, head: u8) -> FeedHave {
+            let ranges = vec![Range { first: Number(1), last: Number(3) }];
+            FeedHave { author, ranges, head: EnvelopeHash([head; 32]), fork: None, digest: [0; 32] }
+        }
+        for (head, start) in [(1, Cursor(9)), (2, Cursor(0))] {
+            let mut session = live();
+            survey(&mut session, (Cursor(0), Check::NONE));
+            session.handle_frame(pull(Scope::All));
+            drain(&mut session);
+            let theirs = [have(author().id(), head)];
+            let selection = Selection::new(Scope::All, &theirs, &[], &mut Branch).expect("infallible");
+            let effects = select(&mut session, Scope::All, selection, Cursor(9));
+            assert!(matches!(effects[..], [Effect::Read { after, .. }] if after == start), "{effects:?}");
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! Frames: the messages between two replicas; they carry envelopes and what surrounds them.
 
+use std::collections::BTreeSet;
+
 use crate::bounds::{
     MAX_ADDRESSES, MAX_CHARTER, MAX_ENVELOPE, MAX_EPOCHS_SEALED, MAX_FEEDS, MAX_FRAME, MAX_FRAME_ENVELOPES, MAX_NAME,
     MAX_RANGES, MAX_TEXT, MAX_TOKEN, MAX_WANTS,
@@ -530,10 +532,15 @@ fn write_have(writer: &mut Writer, feeds: &[FeedHave]) {
 
 fn read_have(reader: &mut Reader<'_>) -> Result<Vec<FeedHave>, FormatError> {
     let count = reader.array("have", 0, MAX_FEEDS)?;
+    let mut authors = BTreeSet::new();
     (0..count)
         .map(|_| {
             let fields = reader.array("feed", 5, 64)?;
             let author = AuthorId(reader.fixed("author")?);
+            if !authors.insert(author) {
+                // comparing a feed costs reading it
+                return Err(FormatError::Malformed { field: "have" });
+            }
             let ranges = reader.array("ranges", 0, MAX_RANGES)?;
             let ranges = (0..ranges).map(|_| read_range(reader)).collect::<Result<Vec<_>, _>>()?;
             if ranges.windows(2).any(|pair| pair[0].last >= pair[1].first) {

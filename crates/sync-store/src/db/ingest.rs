@@ -12,7 +12,7 @@ use crate::error::StoreError;
 /// What became of a batch.
 #[derive(Debug, Default)]
 pub struct Ingested {
-    /// What was stored, in the order of the batch.
+    /// What was stored: operations first, otherwise in the order of the batch.
     pub stored: Vec<StoredEntry>,
     /// Envelopes that were stored already.
     pub duplicates: usize,
@@ -96,7 +96,10 @@ impl Change<'_> {
         let mut touched = Vec::new();
         let origin = Origin::Arrived { source };
         let mut inserter = Inserter::new(conn, rng, group)?;
-        for accepted in &judged.accepted {
+        // operations first: whoever reads along by cursor meets an author's admission before its entries
+        let (operations, others): (Vec<_>, Vec<_>) =
+            judged.accepted.iter().partition(|accepted| accepted.envelope.header.class == Class::Membership);
+        for accepted in operations.into_iter().chain(others) {
             let header = &accepted.envelope.header;
             if header.number > MAX_NUMBER {
                 reload |= header.class == Class::Membership;

@@ -253,13 +253,17 @@ impl<'c> Reader<'c> {
         let mut rows = statement.query([self.gid(group)?])?;
         let mut wants = Vec::new();
         let mut before: Option<(AuthorId, Number)> = None;
+        let mut of_feed = 0;
         while let Some(row) = rows.next()? {
             let (held, author) = (range(row)?, AuthorId(row.get(2)?));
             let next = before.filter(|(of, _)| *of == author).map_or(1, |(_, last)| last.0 + 1);
-            if next < held.first.0 {
+            of_feed = if before.is_some_and(|(of, _)| of == author) { of_feed } else { 0 };
+            if next < held.first.0 && of_feed < MAX_RANGES {
                 if wants.len() == MAX_WANTS {
                     break;
                 }
+                // a share for each feed: one full of holes does not hide those of others
+                of_feed += 1;
                 wants.push(Want { author, range: Range { first: Number(next), last: Number(held.first.0 - 1) } });
             }
             before = Some((author, held.last));

@@ -20,7 +20,7 @@ use crate::status::{Fork, Gap, PeerStatus, Status, SyncState};
 pub const DEFAULT_LIMIT: usize = 100;
 /// Blobs a pull returns at most: more are a matter of pulling again.
 pub const MAX_LIMIT: usize = 10_000;
-/// Bytes of entries a pull reads before it returns what it has.
+/// Bytes of blobs, and of entries read at once, after which a pull returns what it has.
 const PULL_BYTES: usize = 16 << 20;
 
 /// Where a pushed blob is stored.
@@ -132,8 +132,15 @@ impl SyncClient {
 
     /// Pushes several blobs in one step: all are stored, or none.
     pub async fn push_many(&self, blobs: Vec<Vec<u8>>) -> Result<Vec<Pushed>, ClientError> {
-        let rng = &self.device.shared.rng;
-        self.push_all(blobs.into_iter().map(|bytes| (BlobId(draw(rng)), bytes)).collect()).await
+        self.push_all(blobs.into_iter().map(|bytes| (self.draw_blob_id(), bytes)).collect()).await
+    }
+
+    /// Draws a blob id that starts with the time, as the envelope does: an index then takes in each beside the last one
+    /// instead of anywhere, which is most of what a push writes.
+    fn draw_blob_id(&self) -> BlobId {
+        let mut id: [u8; 16] = draw(&self.device.shared.rng);
+        id[..6].copy_from_slice(&now().0.to_be_bytes()[2..]);
+        BlobId(id)
     }
 
     async fn push_all(&self, blobs: Vec<(BlobId, Vec<u8>)>) -> Result<Vec<Pushed>, ClientError> {
@@ -156,16 +163,24 @@ impl SyncClient {
     pub async fn pull(&self, after: Cursor, limit: usize) -> Result<Pulled, ClientError> {
         let limit = limit.clamp(1, MAX_LIMIT);
         let mut pulled = Pulled { blobs: Vec::new(), max_cursor: after, has_more: true };
+        let mut opened = 0;
         while pulled.has_more && pulled.blobs.len() < limit {
             let limits = Limits { entries: limit - pulled.blobs.len(), bytes: PULL_BYTES };
             let stored = self.group.store().read_sealed(self.group.id, pulled.max_cursor, limits).await?;
+            for entry in &stored.entries {
+                // what is small when sealed may be large when opened
+                if opened >= PULL_BYTES {
+                    pulled.has_more = true;
+                    return Ok(pulled);
+                }
+                pulled.max_cursor = entry.cursor;
+                if let Some(blob) = self.open(entry.cursor, &entry.bytes) {
+                    opened += blob.bytes.len();
+                    pulled.blobs.push(blob);
+                }
+            }
             pulled.max_cursor = stored.max_cursor;
             pulled.has_more = stored.has_more;
-            let bytes: usize = stored.entries.iter().map(|entry| entry.bytes.len()).sum();
-            pulled.blobs.extend(stored.entries.iter().filter_map(|entry| self.open(entry.cursor, &entry.bytes)));
-            if bytes >= PULL_BYTES / 2 {
-                break;
-            }
         }
         Ok(pulled)
     }
@@ -206,7 +221,8 @@ impl SyncClient {
             let holders =
                 self.group.store().read(move |reader| reader.handed_to(&id, cursor)).await.unwrap_or_default();
             if !holders.is_empty() {
-                return holders.into_iter().map(|peer| peer.name).collect();
+                let mut seen = std::collections::HashSet::new();
+                return holders.into_iter().filter(|peer| seen.insert(peer.device)).map(|peer| peer.name).collect();
             }
             match tokio::time::timeout_at(deadline, progress.changed()).await {
                 Ok(Ok(())) => {}
@@ -261,8 +277,10 @@ impl SyncClient {
         let now = now();
         let age = |since: Timestamp| now.0.saturating_sub(since.0);
         let mut statuses: Vec<PeerStatus> = Vec::new();
+        let mut seen = std::collections::HashSet::new();
         for peer in self.group.stored_peers().await {
-            let Some(device) = peer.device else { continue };
+            // a device that went on under a new author is listed once, as it was last seen
+            let Some(device) = peer.device.filter(|device| seen.insert(*device)) else { continue };
             let session = live.get(&device).filter(|live| live.replica == peer.replica);
             statuses.push(PeerStatus {
                 name: session.map_or(peer.name, |live| live.name.clone()),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use sync_core::Membership;
 use sync_core::session::{Effect, Reply};
-use sync_crypto::{AuthorSecret, EpochSecret, HomeKey, RotationError};
+use sync_crypto::{AuthorSecret, EpochSecret, HomeKey};
 use sync_store::{
     Appended, Content, GroupRow, Ingested, Limits, NewEntry, Peer, PeerNote, Renewal, SealEntries, SealError, Store,
     StoreError, Txn,
@@ -91,6 +91,15 @@ impl Group {
         for (epoch, secret) in secrets::epochs(&shared, row.id).await? {
             keys.insert(epoch, secret)?;
         }
+        for (epoch, secret) in secrets::epochs_only_read(&shared, row.id).await? {
+            keys.insert_only_read(epoch, secret)?;
+        }
+        // a crash may have come between an epoch and what waited for it
+        let (id, epochs) = (row.id, keys.everything());
+        let hand_out = move |txn: &mut Txn<'_>| {
+            epochs.iter().try_for_each(|(epoch, _)| txn.epoch_readable(&id, *epoch).map(|_| ()))
+        };
+        shared.store.write(0, hand_out).await?;
         let keys = Arc::new(RwLock::new(keys));
         let secret = secrets::author(&shared, row.author).await?;
         let author = Author::new(secret, keys.clone(), shared.rng.clone());
@@ -195,10 +204,7 @@ impl Group {
             let id = author.author();
             match self.shared.store.append(self.id, entries.clone(), author).await {
                 Err(StoreError::AuthorBehind(_)) => self.renew_author(id, true).await?,
-                Err(StoreError::AuthorChanged { .. }) => {
-                    // a renewal is under way: wait for it
-                    drop(self.renewing.lock().await);
-                }
+                Err(StoreError::AuthorChanged { current, .. }) => self.adopt(current).await?,
                 Ok(appended) => {
                     self.announce(&entries, &appended, id);
                     return Ok(appended);
@@ -207,6 +213,21 @@ impl Group {
             }
         }
         Err(StoreError::AuthorBehind(self.author().author()))
+    }
+
+    /// Goes on as the author that the database names: a renewal is under way, or was cut off behind its commit.
+    async fn adopt(&self, current: AuthorId) -> Result<(), StoreError> {
+        let _one = self.renewing.lock().await;
+        if self.author().author() == current {
+            return Ok(());
+        }
+        let secret = secrets::author(&self.shared, current).await.map_err(|error| match error {
+            ClientError::Store(error) => error,
+            _ => StoreError::AuthorChanged { current, got: self.author().author() },
+        })?;
+        let author = Author::new(secret, self.keys.clone(), self.shared.rng.clone());
+        *self.author.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(author);
+        Ok(())
     }
 
     fn announce(&self, entries: &[NewEntry], appended: &[Appended], sender: AuthorId) {
@@ -301,8 +322,11 @@ impl Group {
         let mut replies = Vec::new();
         for (reply, arrival, ingested, wants) in self.shared.store.write(bytes, work).await? {
             self.count(&ingested);
-            if ingested.stored.iter().any(|stored| stored.class == Class::Rotation) {
-                self.open_rotations().await?;
+            if ingested.stored.iter().any(|stored| stored.class == Class::Rotation)
+                && let Err(error) = self.open_rotations().await
+            {
+                // what it would open waits, and is tried again with the next one and at the next start
+                tracing::warn!(%error, "rotation cannot be opened");
             }
             if ingested.own_feed_foreign {
                 self.renew_author(author, true).await?;
@@ -357,49 +381,35 @@ impl Group {
     }
 
     /// Opens every rotation that is stored and whose epoch is not known yet.
-    async fn open_rotations(&self) -> Result<(), StoreError> {
+    async fn open_rotations(&self) -> Result<(), ClientError> {
         let id = self.id;
         let stored = self.shared.store.read(move |reader| reader.rotations(&id)).await?;
-        let author = self.author();
-        // a chain opens older epochs, so the newest come first; an unknown epoch before may become known on the way
-        for bytes in stored.iter().rev().chain(&stored) {
-            let Ok(envelope) = Envelope::parse(bytes) else { continue };
-            if self.keys().knows(envelope.header.epoch) {
-                continue;
-            }
-            let opened = self.keys().open_rotation(&envelope, author.secret());
-            match opened {
-                Ok(epochs) => self.learn(epochs).await?,
-                Err(RotationError::NotARecipient) => {}
-                Err(error) => {
-                    self.count_refused(1);
-                    tracing::debug!(%error, "rotation cannot be opened");
-                }
-            }
+        if stored.is_empty() {
+            return Ok(());
+        }
+        let authors = secrets::authors(&self.shared).await?;
+        let known = self.keys().everything();
+        for (epoch, secret) in sync_core::epochs::open_rotations(&id, &known, &stored, &authors) {
+            let membership = self.membership();
+            let makes = |envelope: &Envelope<'_>| envelope.header.epoch == epoch;
+            let rotation = stored.iter().filter_map(|bytes| Envelope::parse(bytes).ok()).find(makes);
+            let may_seal = rotation.is_some_and(|rotation| self.keys().may_seal_in(&rotation, &membership));
+            self.learn(epoch, secret, may_seal).await?;
         }
         Ok(())
     }
 
-    /// Takes in epochs, durably, and hands out what waited for them.
-    async fn learn(&self, epochs: Vec<(EpochId, EpochSecret)>) -> Result<(), StoreError> {
-        for (epoch, secret) in epochs {
-            if self.keys().knows(epoch) {
-                continue;
-            }
-            let sealed = secrets::seal_epoch(&self.shared, self.id, epoch, &secret);
-            if let Err(error) = self.keys.write().unwrap_or_else(PoisonError::into_inner).insert(epoch, secret) {
-                tracing::debug!(%error, "epoch refused");
-                continue;
-            }
-            let id = self.id;
-            self.shared
-                .store
-                .write(0, move |txn| {
-                    sealed.put(txn)?;
-                    txn.epoch_readable(&id, epoch)
-                })
-                .await?;
+    /// Takes in an epoch, durably first, and hands out what waited for it.
+    async fn learn(&self, epoch: EpochId, secret: EpochSecret, may_seal: bool) -> Result<(), ClientError> {
+        let seal = if may_seal { secrets::seal_epoch } else { secrets::seal_epoch_only_read };
+        let sealed = seal(&self.shared, self.id, epoch, &secret);
+        self.shared.store.write(0, move |txn| sealed.put(txn)).await?;
+        {
+            let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+            if may_seal { keys.insert(epoch, secret)? } else { keys.insert_only_read(epoch, secret)? }
         }
+        let id = self.id;
+        self.shared.store.write(0, move |txn| txn.epoch_readable(&id, epoch)).await?;
         Ok(())
     }
 
@@ -462,16 +472,6 @@ impl Group {
             addresses.truncate(sync_types::bounds::MAX_ADDRESSES - 1);
             addresses.push(seen);
         }
-        // a member that names another member's replica as its own must not take its place in the address book
-        let membership = self.membership();
-        let member_of = |author: &AuthorId| membership.author(author).map(|admitted| admitted.member);
-        let known = self.stored_peers().await.into_iter().find(|peer| peer.replica == replica);
-        if let Some(other) = known.and_then(|peer| peer.author)
-            && member_of(&other) != member_of(&author)
-        {
-            self.count_refused(1);
-            return tracing::debug!("peer names another member's replica");
-        }
         let note = PeerNote { author, device, name, addresses, now: now() };
         if let Err(error) = self.shared.store.note_peer(self.id, replica, note).await {
             tracing::warn!(%error, "peer's addresses could not be remembered");
@@ -482,9 +482,11 @@ impl Group {
         self.shared.store.peers(self.id).await.unwrap_or_default()
     }
 
-    /// Devices that this group's members were seen on.
-    pub(crate) async fn known_devices(&self) -> HashSet<DeviceId> {
-        self.stored_peers().await.into_iter().filter_map(|peer| peer.device).collect()
+    /// Devices that this group's members were seen on, the last one seen first.
+    pub(crate) async fn known_devices(&self) -> Vec<DeviceId> {
+        let mut seen = HashSet::new();
+        let devices = self.stored_peers().await.into_iter().filter_map(|peer| peer.device);
+        devices.filter(|device| seen.insert(*device)).collect()
     }
 
     /// Where a device may be dialled: what it publishes on this machine, then what it last said.

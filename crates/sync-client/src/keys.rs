@@ -1,14 +1,14 @@
 //! A group's keys in memory: its epochs, and the author that seals and signs with them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use rand_core::CryptoRng;
+use sync_core::Membership;
 use sync_crypto::author::SignPurpose;
 use sync_crypto::seal::{Sealer, Suite, TAG_LEN};
 use sync_crypto::{
-    AuthorSecret, Content as Opened, ContentError, EpochKeys, EpochSecret, OpenError, RotationError, content,
-    open_rotation, seal,
+    AuthorSecret, Content as Opened, ContentError, EpochKeys, EpochSecret, OpenError, content, rotation_reaches, seal,
 };
 use sync_store::{Content, NewEntry, SealEntries, SealError};
 use sync_types::{
@@ -66,6 +66,8 @@ pub struct GroupKeys {
     first: EpochId,
     commitment: [u8; 32],
     epochs: BTreeMap<EpochKey, (EpochSecret, EpochKeys)>,
+    /// Epochs that are opened and never sealed in.
+    only_read: BTreeSet<EpochKey>,
 }
 
 /// Orders epochs as sealing prefers them: number, then hash.
@@ -121,6 +123,7 @@ impl GroupKeys {
             first: EpochId::first(charter),
             commitment: decoded.commitment,
             epochs: BTreeMap::new(),
+            only_read: BTreeSet::new(),
         })
     }
 
@@ -135,6 +138,13 @@ impl GroupKeys {
         Ok(())
     }
 
+    /// Takes in an epoch that entries are opened with and never sealed in: not everyone who belongs can open it.
+    pub fn insert_only_read(&mut self, epoch: EpochId, secret: EpochSecret) -> Result<(), KeysError> {
+        self.insert(epoch, secret)?;
+        self.only_read.insert((epoch.number, epoch.hash));
+        Ok(())
+    }
+
     /// Whether entries of an epoch can be opened.
     #[must_use]
     pub fn knows(&self, epoch: EpochId) -> bool {
@@ -143,15 +153,38 @@ impl GroupKeys {
 
     /// The epoch entries are sealed in now.
     pub fn current(&self) -> Result<(EpochId, &EpochKeys), KeysError> {
-        let ((number, hash), (_, keys)) = self.epochs.last_key_value().ok_or(KeysError::None)?;
+        let mut newest_first = self.epochs.iter().rev();
+        let ((number, hash), (_, keys)) =
+            newest_first.find(|(key, _)| !self.only_read.contains(key)).ok_or(KeysError::None)?;
         Ok((EpochId { number: *number, hash: *hash }, keys))
     }
 
-    /// Every epoch, for a newcomer.
+    /// Every epoch that entries may be sealed in, for a newcomer.
     #[must_use]
-    pub fn all(&self) -> Vec<(EpochId, EpochSecret)> {
+    pub fn for_newcomer(&self) -> Vec<(EpochId, EpochSecret)> {
+        self.everything()
+            .into_iter()
+            .filter(|(epoch, _)| !self.only_read.contains(&(epoch.number, epoch.hash)))
+            .collect()
+    }
+
+    /// Every epoch that is known.
+    #[must_use]
+    pub fn everything(&self) -> Vec<(EpochId, EpochSecret)> {
         let epoch = |(number, hash): &EpochKey| EpochId { number: *number, hash: *hash };
         self.epochs.iter().map(|(key, (secret, _))| (epoch(key), secret.clone())).collect()
+    }
+
+    /// Whether entries may be sealed in the epoch of a rotation: it follows the present one, its sender may let others in,
+    /// and everyone who belongs can open it.
+    #[must_use]
+    pub fn may_seal_in(&self, rotation: &Envelope<'_>, membership: &Membership) -> bool {
+        let Ok((current, keys)) = self.current() else { return false };
+        let Ok(decoded) = sync_crypto::rotation::Rotation::decode(rotation.payload()) else { return false };
+        let sender = membership.author(&rotation.header.sender);
+        decoded.before == current
+            && sender.is_some_and(|sender| sender.role.may_invite())
+            && membership.authors().all(|(author, _)| rotation_reaches(rotation.payload(), &keys.hint, author))
     }
 
     /// Opens a sealed entry.
@@ -163,18 +196,6 @@ impl GroupKeys {
         let plain =
             seal::open(&keys.entry, self.suite, &header.nonce, &header.commitment, &associated, envelope.payload())?;
         Ok(content::decode(&plain)?)
-    }
-
-    /// The epochs a rotation entry opens for an author: its own, and where history is open the one before.
-    pub fn open_rotation(
-        &self,
-        envelope: &Envelope<'_>,
-        author: &AuthorSecret,
-    ) -> Result<Vec<(EpochId, EpochSecret)>, RotationError> {
-        let before = sync_crypto::rotation::Rotation::decode(envelope.payload())?.before;
-        let known = self.epochs.get(&(before.number, before.hash)).map(|(_, keys)| keys);
-        let opened = open_rotation(envelope.payload(), &self.group, author, known)?;
-        Ok([(opened.epoch, opened.secret)].into_iter().chain(opened.before).collect())
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sync_core::Membership;
 use sync_core::pairing::{Decision, INVITE_LIFETIME_MS, decide};
+use sync_core::session::known_as;
 use sync_crypto::pairing::{prove_author, verify_author, verify_join};
 use sync_crypto::{Code, InviteKeys, check_keys, open_grant, seal_grant};
 use sync_link::frame::FrameStream;
@@ -55,7 +56,7 @@ pub enum InviteOutcome {
 }
 
 /// An invite that was just made.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Invitation {
     /// Names the invite.
     pub id: InviteId,
@@ -66,6 +67,12 @@ pub struct Invitation {
     /// When it ends.
     pub expires: Timestamp,
     outcome: watch::Receiver<Option<InviteOutcome>>,
+}
+
+impl std::fmt::Debug for Invitation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Invitation").field("id", &self.id).field("expires", &self.expires).finish_non_exhaustive()
+    }
 }
 
 impl Invitation {
@@ -148,7 +155,7 @@ pub(crate) async fn invite(
     let lifetime = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX).min(INVITE_LIFETIME_MS);
     let expires = Timestamp(now().0.saturating_add(lifetime));
     record_invite(group, &keys, expires).await?;
-    let outcome = serve(device, group, keys, expires).await;
+    let outcome = serve(device, group, keys, expires, InviteState::Open).await;
     Ok(Invitation { id, code: text, link: ticket.to_link(), expires, outcome })
 }
 
@@ -158,10 +165,11 @@ async fn serve(
     group: &Arc<Group>,
     keys: InviteKeys,
     expires: Timestamp,
+    state: InviteState,
 ) -> watch::Receiver<Option<InviteOutcome>> {
     let id = keys.invite_id();
     let (outcome, watched) = watch::channel(None);
-    let record = record(device, &keys, InviteState::Open, expires);
+    let record = record(device, &keys, state, expires);
     let publications = publish(device, &keys, record).await;
     lock(&device.invites).insert(id, OpenInvite { group: group.id, keys, expires, publications, outcome });
     let (inner, group) = (device.clone(), group.clone());
@@ -170,15 +178,16 @@ async fn serve(
     watched
 }
 
-/// Answers again what was open when this device was last closed or killed.
+/// Answers again what this device answered when it was last closed or killed, and says what became of the rest.
 pub(crate) async fn resume(device: &Arc<Inner>, group: &Arc<Group>) -> Result<(), ClientError> {
     let id = group.id;
     let known = group.store().read(move |reader| reader.invites(&id)).await?;
+    let closed_wait = u64::try_from(CLOSED_WAIT.as_millis()).unwrap_or(u64::MAX);
     for (invite, status) in known {
-        if status.state_at(now()) == InviteState::Open
+        if now().0 < status.expires.0.saturating_add(closed_wait)
             && let Some(keys) = secrets::invite(group.shared(), invite).await?
         {
-            serve(device, group, keys, status.expires).await;
+            serve(device, group, keys, status.expires, status.state_at(now())).await;
         }
     }
     Ok(())
@@ -343,9 +352,12 @@ pub(crate) async fn answer(device: &Arc<Inner>, connection: Connection) {
         device.count_refused();
         tracing::debug!(?refusal, "join refused");
         let frame = Frame::error(refusal, words(refusal));
-        if stream.sender.send(frame.encode()).await.is_ok() && stream.sender.finish().await.is_ok() {
-            let _ = tokio::time::timeout(STEP_WAIT, stream.sender.delivered()).await;
-        }
+        let _ = tokio::time::timeout(STEP_WAIT, async {
+            if stream.sender.send(frame.encode()).await.is_ok() && stream.sender.finish().await.is_ok() {
+                let _ = stream.sender.delivered().await;
+            }
+        })
+        .await;
     }
     connection.close(0, "done");
 }
@@ -389,7 +401,9 @@ async fn grant(device: &Arc<Inner>, connection: &Connection, stream: &mut FrameS
     admit(device, &group, &request, &binding).await?;
     let grant = make_grant(device, &group, &request, &binding).await?;
     let author = request.keys.verify;
-    let sent = stream.sender.send(Frame::Grant(grant).encode()).await.is_ok() && stream.sender.flush().await.is_ok();
+    let frame = Frame::Grant(grant).encode();
+    let sending = async { stream.sender.send(frame).await.is_ok() && stream.sender.flush().await.is_ok() };
+    let sent = tokio::time::timeout(STEP_WAIT, sending).await.unwrap_or(false);
     if !sent || !matches!(receive(stream).await, Ok(Frame::Joined)) {
         // whether it stored the grant shows when it asks again, or comes as a member
         return Ok(());
@@ -401,7 +415,8 @@ async fn grant(device: &Arc<Inner>, connection: &Connection, stream: &mut FrameS
         addresses: request.addresses.iter().take(MAX_ADDRESSES).cloned().collect(),
         now: now(),
     };
-    if let Err(error) = group.store().note_peer(group.id, request.replica, note).await {
+    let replica = known_as(&author, &request.replica);
+    if let Err(error) = group.store().note_peer(group.id, replica, note).await {
         tracing::warn!(%error, "newcomer's addresses could not be remembered");
     }
     has_joined(device, &group, author, &request.name).await;
@@ -450,23 +465,22 @@ async fn admit(device: &Inner, group: &Arc<Group>, request: &Request, binding: &
     let proven = verify_join(&keys.verifier(), binding, &invite, &author, &request.invite_proof)
         && verify_author(&author, binding, &invite, &request.author_proof)
         && check_keys(&request.keys).is_ok();
-    let status =
-        group.store().read(move |reader| reader.invite(&id, &invite)).await.map_err(|_| ErrorCode::Unavailable)?;
-    match decide(status.as_ref(), author, proven, now()) {
-        Decision::Refuse(code) => Err(code),
-        Decision::GrantAgain => Ok(()),
-        Decision::Admit => {
-            // a newcomer whose token would be too long could not prove itself: better no admission than a useless one
-            let membership = group.membership();
-            let own = membership.token(&group.author().secret().id());
-            if own.is_none_or(|token| token.len() >= MAX_TOKEN) {
-                return Err(ErrorCode::Unavailable);
-            }
-            // the invite is used first: of a crash between the two, the joiner hears that it was used by itself and gets
-            // its admission then, and nobody else can get in
-            let used = group.store().write(0, move |txn| txn.set_invite(&id, &invite, InviteState::Used, Some(author)));
-            used.await.map_err(|_| ErrorCode::Unavailable)
+    // a newcomer whose token would be too long could not prove itself: better no admission than a useless one
+    let own = group.membership().token(&group.author().secret().id());
+    let room = own.is_some_and(|token| token.len() < MAX_TOKEN);
+    // the invite is used first: of a crash between the two, the joiner hears that it was used by itself and gets its
+    // admission then, and nobody else can get in
+    let decided = group.store().write(0, move |txn| {
+        let decision = decide(txn.reader().invite(&id, &invite)?.as_ref(), author, proven, now());
+        if decision == Decision::Admit && room {
+            txn.set_invite(&id, &invite, InviteState::Used, Some(author))?;
         }
+        Ok(decision)
+    });
+    match decided.await.map_err(|_| ErrorCode::Unavailable)? {
+        Decision::Refuse(code) => Err(code),
+        Decision::Admit if !room => Err(ErrorCode::Unavailable),
+        Decision::Admit | Decision::GrantAgain => Ok(()),
     }
 }
 
@@ -491,7 +505,7 @@ async fn make_grant(
     let token = group.membership().token(&author).ok_or(ErrorCode::Unavailable)?;
     let id = group.id;
     let row = group.store().read(move |reader| reader.group(&id)).await.map_err(|error| unavailable(&error))?;
-    let epochs = group.keys().all();
+    let epochs = group.keys().for_newcomer();
     let epochs = with_rng(&group.shared().rng, |rng| seal_grant(&id, binding, &request.keys.kem, &epochs, rng))
         .map_err(|error| unavailable(&error))?;
     let keys = secrets::invite(group.shared(), request.invite).await.map_err(|error| unavailable(&error))?;
@@ -614,8 +628,12 @@ async fn exchange(
         author_proof: prove_author(&author, &binding, &invite),
     };
     let mut stream = connection.open_stream(MAX_FRAME).await.map_err(|error| lost(&error))?;
-    stream.sender.send(join.encode()).await.map_err(|error| lost(&error))?;
-    stream.sender.flush().await.map_err(|error| lost(&error))?;
+    let sending = async {
+        stream.sender.send(join.encode()).await?;
+        stream.sender.flush().await
+    };
+    let sent = tokio::time::timeout(STEP_WAIT, sending).await;
+    sent.map_err(|_| ClientError::Unreachable("it does not read".to_owned()))?.map_err(|error| lost(&error))?;
     let received = tokio::time::timeout(STEP_WAIT, stream.receiver.recv()).await;
     let bytes = received
         .map_err(|_| ClientError::Unreachable("it does not answer".to_owned()))?
@@ -638,10 +656,12 @@ async fn exchange(
     accept(device, &grant, &binding, &author, inviter).await?;
     let opened = device.open_group(group, false).await?;
     // the answer is stored: say so; if that is lost, the inviter learns it from the first session
-    let told = stream.sender.send(Frame::Joined.encode()).await.is_ok() && stream.sender.finish().await.is_ok();
-    if told {
-        let _ = tokio::time::timeout(STEP_WAIT, stream.sender.delivered()).await;
-    }
+    let _ = tokio::time::timeout(STEP_WAIT, async {
+        if stream.sender.send(Frame::Joined.encode()).await.is_ok() && stream.sender.finish().await.is_ok() {
+            let _ = stream.sender.delivered().await;
+        }
+    })
+    .await;
     Ok((opened, name))
 }
 
@@ -682,7 +702,8 @@ async fn accept(
         addresses: grant.addresses.iter().chain(&inviter.addresses).take(MAX_ADDRESSES).cloned().collect(),
         now: now(),
     };
-    let (charter, token, replica, own) = (grant.charter.clone(), grant.token.clone(), grant.replica, author.id());
+    let replica = known_as(&inviter_author, &grant.replica);
+    let (charter, token, own) = (grant.charter.clone(), grant.token.clone(), author.id());
     let keys = Arc::new(RwLock::new(keys));
     let invite = inviter_invite(grant, own);
     let stored = shared.store.write(charter.len(), move |txn| {

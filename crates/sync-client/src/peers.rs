@@ -255,10 +255,14 @@ async fn dial_and_run(
 
 /// Takes a channel that a peer opened.
 pub(crate) async fn accept(device: &Arc<Inner>, connection: Connection) {
-    let Ok(unproven) = device.unproven().try_acquire_owned() else {
+    let peer = DeviceId(connection.remote_device().0);
+    // strangers share what room there is; devices known to a group come in beside them
+    let known = device.groups().values().any(|group| lock(&group.peers.tasks).contains_key(&peer));
+    let unproven = if known { None } else { device.unproven().try_acquire_owned().ok() };
+    if !known && unproven.is_none() {
         device.count_refused();
         return connection.close(1, "too many at once");
-    };
+    }
     let opened = tokio::time::timeout(HANDSHAKE_TIMEOUT, async {
         let mut stream = connection.accept_stream(MAX_FRAME).await.ok()?;
         let bytes = stream.receiver.recv().await.ok()??;
@@ -280,7 +284,6 @@ pub(crate) async fn accept(device: &Arc<Inner>, connection: Connection) {
         return refuse(stream, &connection, ErrorCode::Refused, REFUSED_TEXT).await;
     };
     let cancel = device.closed().child_token();
-    let peer = DeviceId(connection.remote_device().0);
     group.peers.tell(&peer, Step::Accepted);
     let end = converse(device, &group, &connection, stream, Side::Acceptor, Some((hello, unproven)), &cancel).await;
     group.peers.tell(&peer, end);
@@ -307,10 +310,11 @@ async fn converse(
     connection: &Connection,
     stream: FrameStream,
     side: Side,
-    accepted: Option<(Frame, OwnedSemaphorePermit)>,
+    accepted: Option<(Frame, Option<OwnedSemaphorePermit>)>,
     cancel: &CancellationToken,
 ) -> Step {
-    let (first, mut unproven) = accepted.unzip();
+    let (first, unproven) = accepted.unzip();
+    let mut unproven = unproven.flatten();
     let session = NEXT_SESSION.fetch_add(1, Ordering::Relaxed);
     let peer = DeviceId(connection.remote_device().0);
     let cancel = cancel.child_token();

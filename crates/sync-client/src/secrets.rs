@@ -12,6 +12,8 @@ use crate::keys::with_rng;
 
 const AUTHOR: &str = "author";
 const EPOCH: &str = "epoch";
+/// Epochs that are opened and never sealed in.
+const EPOCH_ONLY_READ: &str = "epoch-only-read";
 const INVITE: &str = "invite";
 const JOIN: &str = "join";
 const DEVICE: &str = "device";
@@ -55,6 +57,17 @@ pub(crate) fn seal_author(shared: &Shared, author: &AuthorSecret) -> SealedSecre
     seal(shared, AUTHOR, author.id().0.to_vec(), &author.expose_bytes()[..])
 }
 
+/// Fetches the keys of every author this home is or was, in whatever group.
+pub(crate) async fn authors(shared: &Shared) -> Result<Vec<AuthorSecret>, ClientError> {
+    let all = shared.store.read(|reader| reader.secrets(AUTHOR)).await?;
+    all.iter()
+        .map(|sealed| {
+            let secret = open(shared, AUTHOR, &sealed.id, &sealed.value)?;
+            Ok(AuthorSecret::from_bytes(&*fixed::<AUTHOR_SECRET_LEN>(&secret)?))
+        })
+        .collect()
+}
+
 /// Fetches an author's keys.
 pub(crate) async fn author(shared: &Shared, id: AuthorId) -> Result<AuthorSecret, ClientError> {
     let secret = fetch(shared, AUTHOR, &id.0).await?;
@@ -71,13 +84,39 @@ pub(crate) fn seal_epoch(shared: &Shared, group: GroupId, epoch: EpochId, secret
     seal(shared, EPOCH, epoch_name(group, epoch), secret.expose_bytes())
 }
 
-/// Fetches every epoch of a group.
+/// Seals the secret of an epoch that is opened and never sealed in.
+pub(crate) fn seal_epoch_only_read(
+    shared: &Shared,
+    group: GroupId,
+    epoch: EpochId,
+    secret: &EpochSecret,
+) -> SealedSecret {
+    seal(shared, EPOCH_ONLY_READ, epoch_name(group, epoch), secret.expose_bytes())
+}
+
+/// Fetches every epoch of a group that may be sealed in.
 pub(crate) async fn epochs(shared: &Shared, group: GroupId) -> Result<Vec<(EpochId, EpochSecret)>, ClientError> {
-    let all = shared.store.read(|reader| reader.secrets(EPOCH)).await?;
+    epochs_of(shared, group, EPOCH).await
+}
+
+/// Fetches every epoch of a group that is only opened.
+pub(crate) async fn epochs_only_read(
+    shared: &Shared,
+    group: GroupId,
+) -> Result<Vec<(EpochId, EpochSecret)>, ClientError> {
+    epochs_of(shared, group, EPOCH_ONLY_READ).await
+}
+
+async fn epochs_of(
+    shared: &Shared,
+    group: GroupId,
+    kind: &'static str,
+) -> Result<Vec<(EpochId, EpochSecret)>, ClientError> {
+    let all = shared.store.read(move |reader| reader.secrets(kind)).await?;
     let of_group = all.into_iter().filter(|secret| secret.id.starts_with(&group.0) && secret.id.len() == 68);
     of_group
         .map(|sync_store::SealedSecret { id, value }| {
-            let secret = open(shared, EPOCH, &id, &value)?;
+            let secret = open(shared, kind, &id, &value)?;
             let malformed = || ClientError::Secret("an epoch's name is malformed".to_owned());
             let number = u32::from_be_bytes(id[32..36].try_into().map_err(|_| malformed())?);
             let hash = id[36..].try_into().map_err(|_| malformed())?;

@@ -298,6 +298,16 @@ struct Peer {
     member: Option<MemberId>,
 }
 
+/// Under which id a peer's database is known here: anyone may name any replica, so what is remembered of one hangs on the
+/// author that was proven with it.
+#[must_use]
+pub fn known_as(author: &AuthorId, replica: &ReplicaId) -> ReplicaId {
+    let hash = blake3::derive_key("syncshell v1 known replica", &[&author.0[..], &replica.0].concat());
+    let mut id = ReplicaId([0; ReplicaId::LEN]);
+    id.0.copy_from_slice(&hash[..ReplicaId::LEN]);
+    id
+}
+
 /// The check of a position as it is kept, or a kept one as the peer's replica gave it.
 ///
 /// A position is kept for the member who said it and the author who asked; any other pair makes another check of it,
@@ -520,7 +530,7 @@ impl Session {
         if group != self.config.group || !proven || peer.replica == self.config.replica {
             return self.refuse_stranger();
         }
-        self.peer = Some(peer);
+        self.peer = Some(Peer { replica: known_as(&peer.author, &peer.replica), ..peer });
         self.phase = Phase::Evaluating;
         let token = token.into_iter().filter(|bytes| is_membership(bytes)).collect();
         self.store(token, None, Storing::Token);

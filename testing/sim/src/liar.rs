@@ -528,7 +528,7 @@ impl Liar {
     /// Rotations: one for few, and one whose chain says what an epoch of others is.
     fn rotations(&mut self) -> Vec<Vec<u8>> {
         let few: Vec<AuthorKeys> = self.admissions().into_iter().take(2).collect();
-        let known = self.keys.read().map(|keys| keys.all()).unwrap_or_default();
+        let known = self.keys.read().map(|keys| keys.everything()).unwrap_or_default();
         let Some((current, secret)) = known.into_iter().next_back() else { return Vec::new() };
         let foreign = self.loot.values().find_map(|bytes| {
             let header = Envelope::parse(bytes).ok()?.header;

@@ -256,6 +256,7 @@ impl Replica {
     /// Opens the home as the client does; false if there is no group in it.
     pub(crate) fn start(&mut self) -> Result<(), StoreError> {
         let mut db = self.open_db()?;
+        db.write(|txn| txn.put_meta("started", &[]))?;
         let Some(row) = db.read(|reader| reader.groups())?.into_iter().next() else { return Ok(()) };
         let mut keys = GroupKeys::new(&row.charter).map_err(|error| damaged(&error.to_string()))?;
         for secret in db.read(|reader| reader.secrets(EPOCH))? {
@@ -436,7 +437,7 @@ impl Running {
             let secret: [u8; AUTHOR_SECRET_LEN] = secret.value.try_into().map_err(|_| damaged("an author's keys"))?;
             secrets.push(AuthorSecret::from_bytes(&secret));
         }
-        let known = self.with_keys(GroupKeys::all);
+        let known = self.with_keys(GroupKeys::everything);
         for (epoch, secret) in open_rotations(&self.group, &known, &stored, &secrets) {
             self.learn(epoch, &secret)?;
         }
@@ -449,7 +450,7 @@ impl Running {
             self.membership()?.authors().map(|(_, admitted)| admitted.keys.clone()).collect();
         let (current, secret) = self.with_keys(|keys| {
             let current = keys.current().map(|(epoch, _)| epoch);
-            let secrets = keys.all();
+            let secrets = keys.everything();
             (current, secrets.into_iter().next_back())
         });
         let (Ok(current), Some((_, secret))) = (current, secret) else { return Err(damaged("no epoch is known")) };

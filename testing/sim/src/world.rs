@@ -1069,7 +1069,7 @@ impl World {
                 running.operate(Operation::Admit { keys, member, role, invite: None }, now)?;
             }
             let token = running.membership()?.token(&author);
-            Ok(token.map(|token| (token, running.with_keys(sync_client::keys::GroupKeys::all))))
+            Ok(token.map(|token| (token, running.with_keys(sync_client::keys::GroupKeys::everything))))
         })?;
         self.recount(by)?;
         self.changed(by)?;
@@ -1109,7 +1109,8 @@ impl World {
     }
 
     fn grant(&mut self, from: usize, to: usize) -> Checked<()> {
-        let Some(epochs) = self.running(from).map(|running| running.with_keys(sync_client::keys::GroupKeys::all))
+        let Some(epochs) =
+            self.running(from).map(|running| running.with_keys(sync_client::keys::GroupKeys::everything))
         else {
             return Ok(());
         };

@@ -385,7 +385,7 @@ async fn no_secret_and_no_content_gets_into_the_log_at_any_level_and_no_name_abo
     let keys = keys_of(&invite.code).await;
     let homes: Vec<Vec<u8>> =
         names.iter().map(|name| fs::read(site.path(name).join("key")).expect("a key file")).collect();
-    let (epoch, epoch_secret) = member.keys.all().remove(0);
+    let (epoch, epoch_secret) = member.keys.everything().remove(0);
     assert_eq!(epoch.number, 1);
     a.close().await;
     b.close().await;

@@ -32,6 +32,7 @@ const DIGEST_KEY: [u8; 32] = [7; 32];
 /// Kinds of secrets, as the client names them; nothing here is worth sealing.
 const AUTHOR: &str = "author";
 const EPOCH: &str = "epoch";
+const EPOCH_ONLY_READ: &str = "epoch only read";
 /// Renewals tried for one request, as in the client.
 const MAX_RENEWALS: usize = 3;
 /// No limit worth the name.
@@ -182,8 +183,13 @@ fn put_author(txn: &mut Txn<'_>, secret: &AuthorSecret) -> Result<(), StoreError
     txn.put_secret(AUTHOR, &secret.id().0, &secret.expose_bytes()[..])
 }
 
-fn put_epoch(txn: &mut Txn<'_>, epoch: EpochId, secret: &EpochSecret) -> Result<(), StoreError> {
-    txn.put_secret(EPOCH, &epoch_name(epoch), secret.expose_bytes())
+fn put_epoch(txn: &mut Txn<'_>, kind: &str, epoch: EpochId, secret: &EpochSecret) -> Result<(), StoreError> {
+    txn.put_secret(kind, &epoch_name(epoch), secret.expose_bytes())
+}
+
+fn insert(keys: &mut GroupKeys, epoch: EpochId, secret: EpochSecret, may_seal: bool) -> Result<(), StoreError> {
+    let inserted = if may_seal { keys.insert(epoch, secret) } else { keys.insert_only_read(epoch, secret) };
+    inserted.map_err(|error| damaged(&error.to_string()))
 }
 
 impl Replica {
@@ -237,7 +243,7 @@ impl Replica {
         let done = db.write(|txn| {
             put_author(txn, author)?;
             for (epoch, secret) in epochs {
-                put_epoch(txn, *epoch, secret)?;
+                put_epoch(txn, EPOCH, *epoch, secret)?;
             }
             let id = txn.create_group(charter, author.id())?;
             let ingested = txn.ingest(&id, token, None, None, &|_| true)?;
@@ -259,11 +265,19 @@ impl Replica {
         db.write(|txn| txn.put_meta("started", &[]))?;
         let Some(row) = db.read(|reader| reader.groups())?.into_iter().next() else { return Ok(()) };
         let mut keys = GroupKeys::new(&row.charter).map_err(|error| damaged(&error.to_string()))?;
-        for secret in db.read(|reader| reader.secrets(EPOCH))? {
-            let epoch = epoch_of(&secret.id).ok_or_else(|| damaged("an epoch's name"))?;
-            let secret: [u8; 32] = secret.value.try_into().map_err(|_| damaged("an epoch's secret"))?;
-            keys.insert(epoch, EpochSecret::from_bytes(secret)).map_err(|error| damaged(&error.to_string()))?;
+        for kind in [EPOCH, EPOCH_ONLY_READ] {
+            for secret in db.read(|reader| reader.secrets(kind))? {
+                let epoch = epoch_of(&secret.id).ok_or_else(|| damaged("an epoch's name"))?;
+                let secret: [u8; 32] = secret.value.try_into().map_err(|_| damaged("an epoch's secret"))?;
+                let secret = EpochSecret::from_bytes(secret);
+                insert(&mut keys, epoch, secret, kind == EPOCH)?;
+            }
         }
+        // a crash may have come between an epoch and what waited for it
+        db.write(|txn| {
+            let known = keys.everything();
+            known.iter().try_for_each(|(epoch, _)| txn.epoch_readable(&row.id, *epoch).map(|_| ()))
+        })?;
         if self.copied {
             db.write(|txn| txn.renew_replica())?;
         }
@@ -411,22 +425,18 @@ impl Running {
         first
     }
 
-    /// Takes in an epoch, durably, and hands out what waited for it.
-    pub(crate) fn learn(&mut self, epoch: EpochId, secret: &EpochSecret) -> Result<(), StoreError> {
+    /// Takes in an epoch, durably first, and hands out what waited for it.
+    pub(crate) fn learn(&mut self, epoch: EpochId, secret: &EpochSecret, may_seal: bool) -> Result<(), StoreError> {
         if self.with_keys(|keys| keys.knows(epoch)) {
             return Ok(());
         }
-        if epoch.number <= 1 {
-            // the first epoch comes with the group, and no other has its number
-            return Ok(());
+        let (group, kind) = (self.group, if may_seal { EPOCH } else { EPOCH_ONLY_READ });
+        self.db.write(|txn| put_epoch(txn, kind, epoch, secret))?;
+        {
+            let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+            insert(&mut keys, epoch, secret.clone(), may_seal)?;
         }
-        let group = self.group;
-        self.db.write(|txn| {
-            put_epoch(txn, epoch, secret)?;
-            txn.epoch_readable(&group, epoch)
-        })?;
-        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-        keys.insert(epoch, secret.clone()).map_err(|error| damaged(&error.to_string()))
+        self.db.write(|txn| txn.epoch_readable(&group, epoch)).map(|_| ())
     }
 
     /// Opens every rotation held whose epoch is not known.
@@ -439,7 +449,12 @@ impl Running {
         }
         let known = self.with_keys(GroupKeys::everything);
         for (epoch, secret) in open_rotations(&self.group, &known, &stored, &secrets) {
-            self.learn(epoch, &secret)?;
+            let membership = self.membership()?;
+            let makes = |envelope: &Envelope<'_>| envelope.header.epoch == epoch;
+            let rotation = stored.iter().filter_map(|bytes| Envelope::parse(bytes).ok()).find(makes);
+            let may_seal =
+                rotation.is_some_and(|rotation| self.with_keys(|keys| keys.may_seal_in(&rotation, &membership)));
+            self.learn(epoch, &secret, may_seal)?;
         }
         Ok(())
     }
@@ -449,16 +464,16 @@ impl Running {
         let recipients: Vec<AuthorKeys> =
             self.membership()?.authors().map(|(_, admitted)| admitted.keys.clone()).collect();
         let (current, secret) = self.with_keys(|keys| {
-            let current = keys.current().map(|(epoch, _)| epoch);
-            let secrets = keys.everything();
-            (current, secrets.into_iter().next_back())
+            let current = keys.current().map(|(epoch, _)| epoch).ok();
+            let known = keys.everything();
+            (current, known.into_iter().find(|(epoch, _)| Some(*epoch) == current))
         });
-        let (Ok(current), Some((_, secret))) = (current, secret) else { return Err(damaged("no epoch is known")) };
+        let (Some(current), Some((_, secret))) = (current, secret) else { return Err(damaged("no epoch is known")) };
         let before = Before { epoch: current, secret: &secret, history: History::Open };
         let Ok(made) = make_rotation(&self.group, before, &recipients, &mut Draws(&self.rng)) else { return Ok(()) };
         let entry = entry(BlobId(random(&self.rng)), now, Content::Rotation(made.payload));
         self.append(&[entry])?;
-        self.learn(made.epoch, &made.secret)
+        self.learn(made.epoch, &made.secret, true)
     }
 
     /// Appends a membership operation.
@@ -469,18 +484,31 @@ impl Running {
         self.append(&[entry]).map(|_| ())
     }
 
-    /// Stores what a peer sent, opens what it unlocks, and renews the author where it must.
-    fn arrive(&mut self, arrival: &Arrival) -> Result<(sync_store::Ingested, Vec<Want>), StoreError> {
+    /// Stores what a peer sent in one commit, opens what it unlocks, and renews the author where it must.
+    pub(crate) fn arrive(&mut self, arrivals: &[(u64, Arrival)]) -> Result<Executed, StoreError> {
         let (group, keys) = (self.group, self.keys.clone());
         let readable = |epoch: EpochId| keys.read().unwrap_or_else(PoisonError::into_inner).knows(epoch);
-        let (ingested, wants) = self.db.write(|txn| exec::store(txn, &group, arrival, &readable))?;
-        if ingested.stored.iter().any(|stored| stored.class == Class::Rotation) {
-            self.open_rotations()?;
+        let stored = self.db.write(|txn| {
+            arrivals
+                .iter()
+                .map(|(_, arrival)| exec::store(txn, &group, arrival, &readable))
+                .collect::<Result<Vec<_>, _>>()
+        })?;
+        let mut executed = Executed::default();
+        let author = self.author();
+        for ((id, arrival), (ingested, wants)) in arrivals.iter().zip(stored) {
+            if ingested.stored.iter().any(|stored| stored.class == Class::Rotation) && self.open_rotations().is_err() {
+                // what it would open waits, and is tried again with the next one and at the next start
+                executed.failed_to_open = true;
+            }
+            if ingested.own_feed_foreign && self.author() == author {
+                self.renew(true)?;
+            }
+            executed.stored.extend(ingested.stored.iter().map(|stored| stored.hash));
+            executed.refused.extend(ingested.refused.iter().filter_map(|(at, _)| arrival.batch.get(*at).cloned()));
+            executed.replies.push(Reply::Stored { id: *id, membership: self.membership()?, wants });
         }
-        if ingested.own_feed_foreign {
-            self.renew(true)?;
-        }
-        Ok((ingested, wants))
+        Ok(executed)
     }
 
     /// Compares what a peer holds with what is held here, and whether its word on our own feed was taken.
@@ -496,19 +524,11 @@ impl Running {
         Ok((self.db.read(|reader| exec::select_anyway(reader, &self.group, pull))?, first))
     }
 
-    /// Carries out an effect of a session; what was refused with it.
+    /// Carries out an effect of a session, but for storing.
     pub(crate) fn execute(&mut self, effect: Effect) -> Result<Executed, StoreError> {
         let group = self.group;
         let mut executed = Executed::default();
-        executed.reply = match effect {
-            Effect::Store { id, replica, batch, position } => {
-                let arrival = Arrival { replica, batch, position };
-                let (ingested, wants) = self.arrive(&arrival)?;
-                executed.stored = ingested.stored.iter().map(|stored| stored.hash).collect();
-                executed.refused =
-                    ingested.refused.iter().filter_map(|(at, _)| arrival.batch.get(*at).cloned()).collect();
-                Some(Reply::Stored { id, membership: self.membership()?, wants })
-            }
+        let reply = match effect {
             Effect::Survey { replica } => Some(self.db.read(|reader| exec::survey(reader, &group, &replica))?),
             Effect::Select { author, scope, after, check, have, covered } => {
                 let (reply, believed) = self.select(author, &Pull { scope, after, check, have, covered })?;
@@ -531,6 +551,7 @@ impl Running {
             }
             _ => None,
         };
+        executed.replies.extend(reply);
         Ok(executed)
     }
 }
@@ -538,9 +559,42 @@ impl Running {
 /// What came of an effect.
 #[derive(Default)]
 pub(crate) struct Executed {
-    pub(crate) reply: Option<Reply>,
+    pub(crate) replies: Vec<Reply>,
     pub(crate) stored: Vec<EnvelopeHash>,
     pub(crate) refused: Vec<Vec<u8>>,
     /// A peer's word on our own feed was taken.
     pub(crate) believed: bool,
+    /// A rotation could not be opened now.
+    pub(crate) failed_to_open: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vfs::{Fault, Survive};
+    #[test]
+    fn debug_it() {
+        for after in 0..40 {
+            let mut r = Replica::new(1, 0);
+            let first = EpochSecret::make(&mut Draws(&r.rng));
+            let charter = sync_types::Charter { kind: sync_types::GroupKind::Random, founder: r.newcomer.keys(), quorum: Default::default(), suite: 1, chunker: Default::default(), nonce: [1; 32], commitment: first.commitment() }.encode();
+            r.settle(&charter, &[], &[(EpochId::first(&charter), first)]).unwrap();
+            let run = r.running.as_mut().unwrap();
+            r.disk.fail_after(after, Fault::IoError);
+            let op = sync_types::Operation::Revoke { id: sync_types::InviteId([1; 16]) };
+            let before = r.disk.operations();
+            let done = run.operate(op, Timestamp(1));
+            let n = run.scan().unwrap().len();
+            let ops = r.disk.operations() - before;
+            r.disk.cut_power(); r.running = None;
+            r.disk.restart(Survive::Everything, &mut derive(1, "x"));
+            r.start().unwrap();
+            let m = r.running.as_mut().unwrap().scan().unwrap().len();
+            r.disk.cut_power(); r.running = None;
+            r.disk.restart(Survive::Nothing, &mut derive(1, "x"));
+            r.start().unwrap();
+            let k = r.running.as_mut().unwrap().scan().unwrap().len();
+            eprintln!("after {after}: {:?} ops {ops} held {n}, after kill {m}, after power {k}", done.is_ok());
+        }
+    }
 }

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand_chacha::ChaCha20Rng;
+use sync_client::exec::Arrival;
+use sync_client::keys::GroupKeys;
 use sync_core::Membership;
 use sync_core::session::{Config, Effect, Reply, Report, Session, Side, hello_statement, kept_check};
 use sync_crypto::{EpochSecret, SignPurpose};
@@ -16,7 +18,7 @@ use crate::action::Liar as LiarRole;
 use crate::action::{Action, Left, Lie, Recording, Step};
 use crate::ledger::{CONVERGE, Checked, DURABLE, HOSTILE_INPUT, Ledger, NO_GAPS, broken};
 use crate::liar::{Liar, Talk};
-use crate::random::{below, bytes, chance, derive};
+use crate::random::{below, bytes, chance, derive, index};
 use crate::replica::{ALL, Entry, Executed, Replica, Running, entry};
 use crate::vfs::{Fault, Survive};
 
@@ -527,10 +529,8 @@ impl World {
                 continue;
             }
             let [store, ..] = end.lanes;
-            for effect in store {
-                if self.execute(place, effect)?.is_none() {
-                    break;
-                }
+            if !store.is_empty() {
+                self.execute(place, store.into(), false)?;
             }
         }
         Ok(())
@@ -681,33 +681,41 @@ impl World {
         Ok(())
     }
 
-    /// The first effect of a lane.
+    /// The first effect of a lane, or several arrivals in one commit.
     fn work(&mut self, link: u32, at: usize, lane: Lane) -> Checked<()> {
+        let Some(waiting) = self.end(link, at).map(|end| end.lanes[lane as usize].len()) else { return Ok(()) };
+        let count = if lane == Lane::Store { 1 + index(&mut self.rng, waiting.max(1)) } else { 1 };
         let Some(end) = self.end(link, at) else { return Ok(()) };
         let Party::Replica { place, .. } = end.party else { return Ok(()) };
-        let Some(effect) = end.lanes[lane as usize].front().cloned() else { return Ok(()) };
+        let effects: Vec<Effect> = end.lanes[lane as usize].iter().take(count).cloned().collect();
+        let have = match effects.first() {
+            Some(Effect::Select { have, .. }) => have.clone(),
+            Some(_) => Vec::new(),
+            None => return Ok(()),
+        };
         let honest = !self.links.get(&link).is_some_and(|link| matches!(link.ends[1 - at].party, Party::Liar(_)));
-        let have = match &effect {
-            Effect::Select { have, .. } => have.clone(),
-            _ => Vec::new(),
-        };
-        let (reply, believed) = match self.execute_from(place, effect, honest)? {
-            Some(executed) => (executed.reply, executed.believed),
-            None => (Some(Reply::Failed { text: "the database does not work at the moment".to_owned() }), false),
-        };
+        let executed = self.execute(place, effects, honest)?;
         // a crash takes the connection with it
         let Some(end) = self.end(link, at) else { return Ok(()) };
-        end.lanes[lane as usize].pop_front();
-        if believed {
-            end.shown = have;
-        }
-        if lane == Lane::Store && matches!(reply, Some(Reply::Failed { .. })) {
-            // what was to follow a batch that was not stored must not be stored as if it had been
-            end.lanes[lane as usize].clear();
-        }
+        end.lanes[lane as usize].drain(..count);
+        let replies = match executed {
+            Some(executed) => {
+                if executed.believed {
+                    end.shown = have;
+                }
+                executed.replies
+            }
+            None => {
+                if lane == Lane::Store {
+                    // what was to follow a batch that was not stored must not be stored as if it had been
+                    end.lanes[lane as usize].clear();
+                }
+                vec![Reply::Failed { text: "the database does not work at the moment".to_owned() }]
+            }
+        };
         let more = !end.lanes[lane as usize].is_empty();
-        if let (Party::Replica { session, .. }, Some(reply)) = (&mut end.party, reply) {
-            session.handle_reply(reply);
+        if let Party::Replica { session, .. } = &mut end.party {
+            replies.into_iter().for_each(|reply| session.handle_reply(reply));
         }
         if more {
             self.schedule_in(WORK, Event::Work(link, at, lane));
@@ -715,18 +723,30 @@ impl World {
         self.carry_out(link, at)
     }
 
-    fn execute(&mut self, place: usize, effect: Effect) -> Checked<Option<Executed>> {
-        self.execute_from(place, effect, false)
-    }
-
-    /// Carries out an effect on a replica's database; none if it failed.
-    fn execute_from(&mut self, place: usize, effect: Effect, honest: bool) -> Checked<Option<Executed>> {
-        let shown: Vec<FeedHave> = match &effect {
-            Effect::Select { have, .. } => have.clone(),
+    /// Carries out effects of one lane on a replica's database; none if it failed.
+    fn execute(&mut self, place: usize, effects: Vec<Effect>, honest: bool) -> Checked<Option<Executed>> {
+        let shown: Vec<FeedHave> = match effects.first() {
+            Some(Effect::Select { have, .. }) => have.clone(),
             _ => Vec::new(),
         };
         let before = self.running(place).map(|running| running.author());
-        let Some(executed) = self.operate(place, |running| running.execute(effect))? else { return Ok(None) };
+        let done = self.operate(place, |running| {
+            let mut arrivals = Vec::new();
+            let mut executed = Executed::default();
+            for effect in effects {
+                match effect {
+                    Effect::Store { id, replica, batch, position } => {
+                        arrivals.push((id, Arrival { replica, batch, position }));
+                    }
+                    effect => executed = running.execute(effect)?,
+                }
+            }
+            if arrivals.is_empty() { Ok(executed) } else { running.arrive(&arrivals) }
+        })?;
+        let Some(executed) = done else { return Ok(None) };
+        if executed.failed_to_open && !self.replicas[place].troubled {
+            return broken(DURABLE, format!("replica {place} cannot open a rotation on a sound disk"));
+        }
         if let Some(author) = before.filter(|_| executed.believed) {
             let highest = shown.iter().filter(|feed| feed.author == author).filter_map(FeedHave::highest).max();
             if let Some(highest) = highest {
@@ -1069,7 +1089,7 @@ impl World {
                 running.operate(Operation::Admit { keys, member, role, invite: None }, now)?;
             }
             let token = running.membership()?.token(&author);
-            Ok(token.map(|token| (token, running.with_keys(sync_client::keys::GroupKeys::everything))))
+            Ok(token.map(|token| (token, running.with_keys(GroupKeys::for_newcomer))))
         })?;
         self.recount(by)?;
         self.changed(by)?;
@@ -1109,12 +1129,10 @@ impl World {
     }
 
     fn grant(&mut self, from: usize, to: usize) -> Checked<()> {
-        let Some(epochs) =
-            self.running(from).map(|running| running.with_keys(sync_client::keys::GroupKeys::everything))
-        else {
+        let Some(epochs) = self.running(from).map(|running| running.with_keys(GroupKeys::everything)) else {
             return Ok(());
         };
-        self.operate(to, |running| epochs.iter().try_for_each(|(epoch, secret)| running.learn(*epoch, secret)))?;
+        self.operate(to, |running| epochs.iter().try_for_each(|(epoch, secret)| running.learn(*epoch, secret, false)))?;
         self.changed(to)
     }
 

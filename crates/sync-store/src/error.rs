@@ -96,6 +96,11 @@ pub enum StoreError {
     /// Another process holds the file.
     #[error("another process holds the database; wait for it or stop it")]
     Busy,
+    /// The file was deleted or replaced while it was open.
+    #[error(
+        "the database was deleted or replaced while it was open; nothing is stored any more: stop, put it back, and start again"
+    )]
+    Gone,
     /// The disk failed.
     #[error("the disk failed: {0}; check it, then try again")]
     Io(#[source] Arc<dyn std::error::Error + Send + Sync>),

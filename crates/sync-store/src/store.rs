@@ -105,10 +105,10 @@ impl Store {
         shared.publish(changes);
         let (commands, waiting) = mpsc::channel(MAX_WAITING);
         let writer = {
-            let shared = shared.clone();
+            let (shared, place) = (shared.clone(), writer::Place::of(path)?);
             std::thread::Builder::new()
                 .name("sync-store".to_owned())
-                .spawn(move || writer::run(db, waiting, &shared))?
+                .spawn(move || writer::run(db, waiting, &place, &shared))?
         };
         let readers = Readers::new(path);
         Ok(Self { inner: Arc::new(Inner { commands: Some(commands), writer: Some(writer), readers, shared }) })

@@ -244,6 +244,9 @@ struct Weights {
     lies: u64,
 }
 
+/// How often something is done, and what draws it.
+type Kind<D> = (u64, fn(&mut D) -> Action);
+
 struct Draw<'a, R> {
     rng: &'a mut R,
     replicas: usize,
@@ -268,7 +271,7 @@ impl<R: Rng> Draw<'_, R> {
 
     fn action(&mut self) -> Action {
         let Weights { disk, network, lies } = self.weights;
-        let kinds: [(u64, fn(&mut Self) -> Action); 19] = [
+        let kinds: [Kind<Self>; 19] = [
             (24, Self::push),
             (8, Self::pull),
             (18, Self::connect),

@@ -119,10 +119,6 @@ impl Liar {
         self.author.author()
     }
 
-    pub(crate) fn replica(&self) -> ReplicaId {
-        self.replica
-    }
-
     pub(crate) fn public(&self) -> AuthorKeys {
         self.author.secret().keys()
     }

@@ -6,12 +6,12 @@ use rand_chacha::ChaCha20Rng;
 use sync_client::exec::Arrival;
 use sync_client::keys::GroupKeys;
 use sync_core::Membership;
-use sync_core::session::{Config, Effect, Reply, Report, Session, Side, hello_statement, kept_check};
+use sync_core::session::{Config, Effect, Reply, Report, Session, Side, hello_statement, kept_check, known_as};
 use sync_crypto::{EpochSecret, SignPurpose};
 use sync_store::{Content, NewEntry, StoreError};
 use sync_types::{
-    AuthorId, BlobId, Carried, Charter, Chunker, Class, Cursor, Envelope, EnvelopeHash, EpochId, ErrorCode, FeedHave,
-    Frame, GroupId, GroupKind, InviteId, MemberId, Number, Operation, Quorum, ReplicaId, Role, Timestamp,
+    AuthorId, BlobId, Charter, Chunker, Class, Cursor, Envelope, EnvelopeHash, EpochId, ErrorCode, FeedHave, Frame,
+    GroupId, GroupKind, InviteId, MemberId, Number, Operation, Quorum, ReplicaId, Role, Timestamp,
 };
 
 use crate::action::Liar as LiarRole;
@@ -89,6 +89,12 @@ struct Link {
     ends: [End; 2],
 }
 
+/// What a newcomer is given.
+struct Welcome {
+    token: Vec<Vec<u8>>,
+    epochs: Vec<(EpochId, EpochSecret)>,
+}
+
 /// How a replica that is about to crash comes back.
 #[derive(Debug, Clone, Copy)]
 struct CrashPlan {
@@ -122,6 +128,8 @@ pub struct World {
     next_event: u64,
     sides: Vec<u8>,
     invites: BTreeSet<InviteId>,
+    /// Every database there ever was.
+    databases: BTreeSet<ReplicaId>,
     ledger: Ledger,
     trace: blake3::Hasher,
     events: u64,
@@ -183,6 +191,7 @@ impl World {
             queue: BTreeMap::new(),
             next_event: 0,
             invites: BTreeSet::new(),
+            databases: BTreeSet::new(),
             ledger: Ledger::default(),
             trace: blake3::Hasher::new(),
             events: 0,
@@ -195,6 +204,7 @@ impl World {
         world.attempt(0, settled)?;
         let founder = world.replicas[0].newcomer.id();
         world.ledger.authors.insert(founder);
+        world.recount(0)?;
         for newcomer in 1..recording.joined.min(places) {
             world.join(0, newcomer, newcomer % 2 == 0)?;
         }
@@ -389,6 +399,8 @@ impl World {
             }
         }
         self.replicas[place].held = held;
+        let database = self.running(place).map(|running| running.id);
+        self.databases.extend(database);
         Ok(())
     }
 
@@ -807,10 +819,9 @@ impl World {
 
 /// The envelopes a frame carries.
 fn envelopes(frame: &Frame) -> Vec<&[u8]> {
-    let of = |entries: &'_ [Carried]| -> Vec<usize> { (0..entries.len()).collect() };
     match frame {
         Frame::Push { entries, .. } | Frame::PullResponse { entries, .. } => {
-            of(entries).into_iter().map(|at| entries[at].envelope.as_slice()).collect()
+            entries.iter().map(|carried| carried.envelope.as_slice()).collect()
         }
         Frame::Hello { token, .. } => token.iter().map(Vec::as_slice).collect(),
         _ => Vec::new(),
@@ -1058,7 +1069,7 @@ impl World {
             return Ok(());
         }
         let keys = self.replicas[newcomer].newcomer.keys();
-        let Some((token, epochs)) = self.admit(by, keys.clone(), admin)? else { return Ok(()) };
+        let Some(Welcome { token, epochs }) = self.admit(by, keys.clone(), admin)? else { return Ok(()) };
         self.ledger.authors.insert(keys.verify);
         let settled = self.replicas[newcomer].settle(&self.charter, &token, &epochs);
         if self.attempt(newcomer, settled)?.is_none() {
@@ -1070,14 +1081,8 @@ impl World {
         self.recount(newcomer)
     }
 
-    /// What a newcomer is given: its token and every epoch.
-    #[expect(clippy::type_complexity, reason = "one caller's pair")]
-    fn admit(
-        &mut self,
-        by: usize,
-        keys: sync_types::AuthorKeys,
-        admin: bool,
-    ) -> Checked<Option<(Vec<Vec<u8>>, Vec<(EpochId, EpochSecret)>)>> {
+    /// Lets someone in.
+    fn admit(&mut self, by: usize, keys: sync_types::AuthorKeys, admin: bool) -> Checked<Option<Welcome>> {
         let now = self.timestamp(by);
         let author = keys.verify;
         let done = self.operate(by, |running| {
@@ -1089,7 +1094,7 @@ impl World {
                 running.operate(Operation::Admit { keys, member, role, invite: None }, now)?;
             }
             let token = running.membership()?.token(&author);
-            Ok(token.map(|token| (token, running.with_keys(GroupKeys::for_newcomer))))
+            Ok(token.map(|token| Welcome { token, epochs: running.with_keys(GroupKeys::for_newcomer) }))
         })?;
         self.recount(by)?;
         self.changed(by)?;
@@ -1098,7 +1103,7 @@ impl World {
 
     fn admit_liar(&mut self) -> Checked<()> {
         let Some(keys) = self.liar.as_ref().map(Liar::public) else { return Ok(()) };
-        if let Some((token, epochs)) = self.admit(0, keys, false)?
+        if let Some(Welcome { token, epochs }) = self.admit(0, keys, false)?
             && let Some(liar) = &mut self.liar
         {
             liar.admit(token, epochs);
@@ -1223,7 +1228,11 @@ impl World {
         let mut ids: BTreeMap<ReplicaId, usize> = BTreeMap::new();
         let mut logs: BTreeMap<usize, Vec<Entry>> = BTreeMap::new();
         for &place in &places {
-            let Some((id, log)) = self.read(place, |running| Ok((running.id, running.scan()?)))? else { continue };
+            let Some((id, log)) =
+                self.read(place, |running| Ok((known_as(&running.author(), &running.id), running.scan()?)))?
+            else {
+                continue;
+            };
             ids.insert(id, place);
             logs.insert(place, log);
         }
@@ -1427,12 +1436,18 @@ impl World {
 
     /// A stranger leaves nothing behind.
     fn check_strangers(&mut self) -> Checked<()> {
-        let Some(stranger) = self.liar.as_ref().filter(|_| !self.liar_admitted).map(Liar::replica) else {
+        if self.liar.is_none() || self.liar_admitted {
             return Ok(());
-        };
+        }
+        let known: BTreeSet<ReplicaId> = self
+            .ledger
+            .authors
+            .iter()
+            .flat_map(|author| self.databases.iter().map(move |replica| known_as(author, replica)))
+            .collect();
         for place in self.places() {
             let peers = self.read(place, |running| running.db.read(|reader| reader.peers(&running.group)))?;
-            if peers.into_iter().flatten().any(|peer| peer.replica == stranger) {
+            if peers.into_iter().flatten().any(|peer| !known.contains(&peer.replica)) {
                 return broken(HOSTILE_INPUT, format!("replica {place} keeps a stranger as a peer"));
             }
         }

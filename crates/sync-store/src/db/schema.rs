@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rand_core::CryptoRng;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use sync_types::ReplicaId;
 
 use super::DbOptions;
@@ -88,7 +88,17 @@ fn prepare(conn: &mut Connection, options: &DbOptions, rng: &mut dyn CryptoRng) 
     if found < MIGRATIONS.len() {
         migrate(conn, rng)?;
     }
-    Ok(())
+    Ok(make_durable(conn)?)
+}
+
+/// Makes durable what a killed process left in the write-ahead log before anyone reads it: its commit was never answered,
+/// but what is read is acted on, and a power cut must not take it back.
+fn make_durable(conn: &Connection) -> rusqlite::Result<()> {
+    match conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+        // the log itself was synced first; only the main file cannot grow
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => Ok(()),
+        done => done,
+    }
 }
 
 /// The version of the schema in the file; 0 for an empty file.

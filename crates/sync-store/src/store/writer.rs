@@ -1,5 +1,7 @@
 //! The writer thread: takes commands, carries out as many as wait in one commit, then answers all of them.
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -128,7 +130,7 @@ fn answer<T>(
 }
 
 /// Serves commands until the store is closed or dropped.
-pub(super) fn run(mut db: Db, mut commands: mpsc::Receiver<Command>, shared: &Shared) {
+pub(super) fn run(mut db: Db, mut commands: mpsc::Receiver<Command>, place: &Place, shared: &Shared) {
     let mut closing = Vec::new();
     while let Some(first) = commands.blocking_recv() {
         let mut next = Some(first);
@@ -153,7 +155,7 @@ pub(super) fn run(mut db: Db, mut commands: mpsc::Receiver<Command>, shared: &Sh
             next = if room { commands.try_recv().ok() } else { None };
         }
         if !batch.is_empty() {
-            carry_out(&mut db, batch, shared);
+            carry_out(&mut db, batch, place, shared);
         }
     }
     let closed = db.close();
@@ -166,8 +168,38 @@ pub(super) fn run(mut db: Db, mut commands: mpsc::Receiver<Command>, shared: &Sh
     }
 }
 
+/// Where the open file is found, and that it still is the same one.
+#[derive(Debug)]
+pub(super) struct Place {
+    path: PathBuf,
+    file: u64,
+}
+
+impl Place {
+    /// The place of a database that was just opened.
+    pub(super) fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), file: file_number(path)? })
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        if file_number(&self.path).is_ok_and(|file| file == self.file) { Ok(()) } else { Err(StoreError::Gone) }
+    }
+}
+
+/// What tells one file from another that takes its name.
+#[cfg(unix)]
+fn file_number(path: &Path) -> io::Result<u64> {
+    std::fs::metadata(path).map(|found| std::os::unix::fs::MetadataExt::ino(&found))
+}
+
+/// An open file keeps its name here.
+#[cfg(not(unix))]
+fn file_number(path: &Path) -> io::Result<u64> {
+    std::fs::metadata(path).map(|_| 0)
+}
+
 /// One commit.
-fn carry_out(db: &mut Db, mut batch: Vec<Task>, shared: &Shared) {
+fn carry_out(db: &mut Db, mut batch: Vec<Task>, place: &Place, shared: &Shared) {
     let committed = db.begin().and_then(|mut txn| {
         for together in batch.chunk_by_mut(Task::joins) {
             match together {
@@ -177,6 +209,8 @@ fn carry_out(db: &mut Db, mut batch: Vec<Task>, shared: &Shared) {
         }
         txn.commit()
     });
+    // what went into a file that nobody can find again is not stored
+    let committed = committed.and_then(|changes| place.check().map(|()| changes));
     let committed = committed.map(|changes| {
         shared.commits.fetch_add(1, Ordering::Relaxed);
         shared.commands.fetch_add(batch.len() as u64, Ordering::Relaxed);

@@ -68,14 +68,15 @@ impl Selection {
     /// Whether the peer is to be sent this entry.
     #[must_use]
     pub fn wanted(&self, author: &AuthorId, number: Number, class: Class) -> bool {
-        if self.scope == Scope::Membership && class == Class::Sealed {
-            return false;
-        }
-        let Some(skip) = self.feeds.get(author) else { return true };
-        if contains(&skip.covered, number) {
-            return false;
-        }
-        skip.all_from.is_some_and(|from| number >= from) || !contains(&skip.held, number)
+        let held = |skip: &Skip| skip.all_from.is_none_or(|from| number < from) && contains(&skip.held, number);
+        self.allows(author, number, class) && !self.feeds.get(author).is_some_and(held)
+    }
+
+    /// Whether the peer may be sent this entry whatever it holds under its number: one of another branch, that is.
+    #[must_use]
+    pub fn allows(&self, author: &AuthorId, number: Number, class: Class) -> bool {
+        let open = self.scope != Scope::Membership || class != Class::Sealed;
+        open && !self.feeds.get(author).is_some_and(|skip| contains(&skip.covered, number))
     }
 }
 

@@ -747,8 +747,7 @@ impl Session {
         if scope == Scope::All {
             self.newest = self.newest.max(max_cursor);
             if nothing_under_way {
-                // what was left out the peer holds already
-                self.acknowledged(max_cursor);
+                // what was left out came from the peer: nothing of our own that it would have to acknowledge
                 self.report_handed(max_cursor);
             }
         } else if !has_more {

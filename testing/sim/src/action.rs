@@ -230,8 +230,12 @@ pub fn draw(seed: u64, steps: usize) -> Recording {
         _ => None,
     };
     // some runs are about disks, some about the network, some about both
-    let weights =
-        Weights { disk: [0, 1, 3][index(rng, 3)], network: 1 + below(rng, 3), lies: u64::from(liar.is_some()) };
+    let weights = Weights {
+        disk: [0, 1, 3][index(rng, 3)],
+        rollback: [0, 1, 4][index(rng, 3)],
+        network: 1 + below(rng, 3),
+        lies: u64::from(liar.is_some()),
+    };
     let mut draw = Draw { rng, replicas, weights };
     let steps = (0..steps as u64).map(|id| draw.step(id)).collect();
     Recording { seed, replicas, joined, liar, steps, broke: None }
@@ -240,6 +244,7 @@ pub fn draw(seed: u64, steps: usize) -> Recording {
 #[derive(Clone, Copy)]
 struct Weights {
     disk: u64,
+    rollback: u64,
     network: u64,
     lies: u64,
 }
@@ -270,7 +275,7 @@ impl<R: Rng> Draw<'_, R> {
     }
 
     fn action(&mut self) -> Action {
-        let Weights { disk, network, lies } = self.weights;
+        let Weights { disk, rollback, network, lies } = self.weights;
         let kinds: [Kind<Self>; 19] = [
             (24, Self::push),
             (8, Self::pull),
@@ -283,8 +288,8 @@ impl<R: Rng> Draw<'_, R> {
             (disk, |draw| Action::DiskFull { at: draw.place(), free: index(draw.rng, 64 << 10) }),
             (2 * disk, |draw| Action::DiskRoom { at: draw.place() }),
             (1, |draw| Action::Clock { at: draw.place(), days: draw.days() }),
-            (1 + disk, |draw| Action::Backup { at: draw.place() }),
-            (disk, |draw| Action::Restore { at: draw.place() }),
+            (rollback, |draw| Action::Backup { at: draw.place() }),
+            (rollback, |draw| Action::Restore { at: draw.place() }),
             (1, Self::copy),
             (4, Self::join),
             (1, |draw| Action::Invite { at: draw.place() }),

@@ -7,7 +7,7 @@ use crate::ledger::{Broken, Checked, HOSTILE_INPUT};
 use crate::world::{Summary, World};
 
 /// Steps of a run unless told otherwise.
-pub const STEPS: usize = 80;
+pub const STEPS: usize = 120;
 /// Runs spent on making a failing recording smaller.
 const SHRINKING: usize = 200;
 

@@ -80,6 +80,8 @@ struct Meta {
     number: Number,
     class: Class,
     source: Option<PeerId>,
+    /// Its feed has two branches here.
+    forked: bool,
 }
 
 struct Scan {
@@ -117,7 +119,8 @@ impl<'c> Reader<'c> {
         }
     }
 
-    /// Entries for a peer: what a selection wants after a cursor, without what came from `not_from`.
+    /// Entries for a peer: what a selection wants after a cursor; for one that reads along, without what came from it
+    /// (`not_from`), and with both branches of a fork.
     pub fn read_after(
         &self,
         group: &GroupId,
@@ -128,7 +131,10 @@ impl<'c> Reader<'c> {
     ) -> Result<Batch, StoreError> {
         let sql = if selection.scope() == Scope::All { SERVED } else { SERVED_OPEN };
         let scan = self.scan(self.gid(group)?, after, limits, sql, |row| {
-            (not_from.is_none() || row.source != not_from) && selection.wanted(&row.author, row.number, row.class)
+            let Meta { author, number, class, source, forked, .. } = row;
+            // of a fork that showed after the peer said what it holds, it may hold either branch
+            let branch = not_from.is_some() && *forked && selection.allows(author, *number, *class);
+            (not_from.is_none() || *source != not_from) && (branch || selection.wanted(author, *number, *class))
         })?;
         let carried = |row: &Meta| Ok(Carried { cursor: cursor_of(row.id), envelope: self.bytes(row.id)? });
         Ok(Batch {
@@ -166,12 +172,14 @@ impl<'c> Reader<'c> {
         let mut statement = self.conn.prepare_cached(sql)?;
         let mut rows = statement.query([row_id(gid, after), row_id(gid, MAX_CURSOR)])?;
         while let Some(row) = rows.next()? {
+            let number = Number(unsigned(row.get(2)?));
             let meta = Meta {
                 id: row.get(0)?,
                 author: AuthorId(row.get(1)?),
-                number: Number(unsigned(row.get(2)?)),
+                number,
                 class: class_of(row.get(3)?)?,
                 source: row.get::<_, Option<i64>>(4)?.map(PeerId),
+                forked: row.get::<_, Option<i64>>(6)?.is_some_and(|fork| unsigned(fork) <= number.0),
             };
             let cursor = cursor_of(meta.id);
             if wanted(&meta) {
@@ -320,14 +328,14 @@ impl<'c> Reader<'c> {
 }
 
 /// What peers are served; a moved row is empty.
-const SERVED: &str = "SELECT e.id, f.author, e.number, e.class, e.source, length(e.bytes) \
+const SERVED: &str = "SELECT e.id, f.author, e.number, e.class, e.source, length(e.bytes), f.fork \
     FROM entries e JOIN feeds f ON f.feed = e.feed WHERE e.id > ?1 AND e.id <= ?2 ORDER BY e.id";
 /// The same without sealed entries: few among many, so that greeting a peer does not look through the whole log.
-const SERVED_OPEN: &str = "SELECT e.id, f.author, e.number, e.class, e.source, length(e.bytes) \
+const SERVED_OPEN: &str = "SELECT e.id, f.author, e.number, e.class, e.source, length(e.bytes), f.fork \
     FROM entries e INDEXED BY entries_open JOIN feeds f ON f.feed = e.feed \
     WHERE e.class > 0 AND e.id > ?1 AND e.id <= ?2 ORDER BY e.id";
 /// What the app reads.
-const READABLE: &str = "SELECT e.id, f.author, e.number, e.class, e.source, length(e.bytes) \
+const READABLE: &str = "SELECT e.id, f.author, e.number, e.class, e.source, length(e.bytes), f.fork \
     FROM entries e JOIN feeds f ON f.feed = e.feed \
     WHERE e.id > ?1 AND e.id <= ?2 AND e.state = 0 AND e.class = 0 ORDER BY e.id";
 

@@ -2,7 +2,7 @@
 
 use sync_core::pairing::InviteStatus;
 use sync_types::{
-    Check, Class, Cursor, DeviceId, Envelope, InviteId, InviteState, Number, Range, ReplicaId, Timestamp,
+    Check, Class, Cursor, DeviceId, Envelope, InviteId, InviteState, Number, Range, ReplicaId, Scope, Timestamp,
 };
 use tempfile::TempDir;
 
@@ -114,6 +114,25 @@ fn a_fork_others_hold_stays_after_renewal() {
     db.write(|txn| txn.renew_author(&group, &renewal)).unwrap();
     let feed = db.read(|reader| reader.feed(&group, &alice.id())).unwrap();
     assert_eq!((feed.fork, feed.held.highest()), (Some(Number(3)), Some(Number(3))));
+}
+
+#[test]
+fn who_reads_along_is_sent_the_other_branch_of_a_fork_that_shows_later() {
+    let dir = TempDir::new().unwrap();
+    let alice = author(1);
+    let (mut db, group) = founded(dir.path(), &alice);
+    let mut feed = Feed::new(group, alice.clone());
+    let one = feed.say("one");
+    let mut other = feed.branch();
+    let (two, zwei) = (feed.say("two"), other.say("zwei"));
+    let peer = db.write(|txn| txn.peer(&group, &ReplicaId([9; 16]))).unwrap();
+    ingest(&mut db, &group, &[one, two]).unwrap();
+    let theirs = db.read(|reader| reader.have(&group)).unwrap();
+    let selection = db.read(|reader| reader.select(&group, Scope::All, &theirs, &[])).unwrap();
+    ingest(&mut db, &group, std::slice::from_ref(&zwei)).unwrap();
+    let sent = db.read(|reader| reader.read_after(&group, Cursor(2), ALL, &selection, Some(peer))).unwrap();
+    let sent: Vec<Vec<u8>> = sent.entries.into_iter().map(|carried| carried.envelope).collect();
+    assert_eq!(sent, [zwei]);
 }
 
 #[test]

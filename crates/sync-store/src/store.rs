@@ -1,6 +1,5 @@
 //! The store for async programs: one writer thread, pooled readers.
 
-mod ahead;
 mod readers;
 #[cfg(test)]
 mod tests;

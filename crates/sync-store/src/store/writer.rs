@@ -9,7 +9,6 @@ use sync_types::GroupId;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Shared;
-use super::ahead::seal_ahead;
 use crate::append::{NewEntry, SealEntries};
 use crate::db::{Appended, Db, Txn};
 use crate::error::StoreError;
@@ -237,8 +236,7 @@ fn append(txn: &mut Txn<'_>, tasks: &mut [Task]) {
     let (group, sealer) = (first.group, first.sealer.clone());
     let lengths: Vec<usize> = appends.iter().map(|append| append.entries.len()).collect();
     let entries: Vec<NewEntry> = appends.iter_mut().flat_map(|append| append.entries.drain(..)).collect();
-    let all = seal_ahead(&entries, &*sealer, |sealer| txn.attempt(|txn| txn.append(&group, &entries, sealer)));
-    match all {
+    match txn.attempt(|txn| txn.append(&group, &entries, &*sealer)) {
         Ok(stored) => {
             let mut stored = stored.into_iter();
             for (append, length) in appends.iter_mut().zip(lengths) {

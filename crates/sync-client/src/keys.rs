@@ -168,6 +168,11 @@ impl GroupKeys {
             .collect()
     }
 
+    /// Names of the epochs that are known, the oldest first.
+    pub fn epochs(&self) -> impl Iterator<Item = EpochId> {
+        self.epochs.keys().map(|(number, hash)| EpochId { number: *number, hash: *hash })
+    }
+
     /// Every epoch that is known.
     #[must_use]
     pub fn everything(&self) -> Vec<(EpochId, EpochSecret)> {

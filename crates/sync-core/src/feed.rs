@@ -1,7 +1,6 @@
 //! What is held of a feed: ranges of numbers, the head, and where it forks.
 
-use sync_types::bounds::MAX_RANGES;
-use sync_types::{AuthorId, EnvelopeHash, FeedHave, Number, Range};
+use sync_types::{EnvelopeHash, Number, Range};
 
 /// A set of numbers kept as ranges, ascending and never touching.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -113,16 +112,6 @@ pub struct FeedState {
 impl Default for FeedState {
     fn default() -> Self {
         Self { held: RangeSet::default(), head: EnvelopeHash::NONE, fork: None }
-    }
-}
-
-impl FeedState {
-    /// What a replica says it holds; of more than [`MAX_RANGES`] ranges the highest, since claiming less is safe.
-    #[must_use]
-    pub fn have(&self, author: AuthorId, digest: [u8; 32]) -> FeedHave {
-        let ranges = self.held.ranges();
-        let ranges = ranges[ranges.len().saturating_sub(MAX_RANGES)..].to_vec();
-        FeedHave { author, ranges, head: self.head, fork: self.fork, digest }
     }
 }
 

@@ -84,10 +84,7 @@ impl Selection {
 fn diverges_from<O: Own>(theirs: &FeedHave, own: &mut O) -> Result<Option<Number>, O::Error> {
     let Some(ours) = own.feed(&theirs.author)? else { return Ok(None) };
     if theirs.fork.is_none() && ours.fork.is_none() {
-        let Some(highest) = theirs.highest() else { return Ok(None) };
-        let hashes = own.hashes_at(&theirs.author, highest)?;
-        let other = !hashes.is_empty() && !hashes.contains(&theirs.head);
-        return Ok(other.then_some(Number(1)));
+        return Ok(differs(theirs, own)?.then_some(Number(1)));
     }
     if theirs.fork == ours.fork && theirs.digest == ours.digest {
         return Ok(None);
@@ -108,8 +105,19 @@ pub fn knows_more_than_author<O: Own>(theirs: &FeedHave, own: &mut O) -> Result<
     if highest > ours_highest {
         return Ok(true);
     }
-    let hashes = own.hashes_at(&theirs.author, highest)?;
-    Ok(!hashes.is_empty() && !hashes.contains(&theirs.head))
+    differs(theirs, own)
+}
+
+/// Whether a peer holds something else at a number that is held here, as far as the ends of its ranges show; the ends of
+/// ours show it the rest.
+fn differs<O: Own>(theirs: &FeedHave, own: &mut O) -> Result<bool, O::Error> {
+    for (number, hash) in theirs.ends() {
+        let hashes = own.hashes_at(&theirs.author, number)?;
+        if !hashes.is_empty() && !hashes.contains(&hash) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn contains(ranges: &[Range], number: Number) -> bool {
@@ -143,7 +151,7 @@ mod tests {
         FeedHave {
             author: AUTHOR,
             ranges: vec![Range { first: Number(1), last: Number(last) }],
-            head: EnvelopeHash([head; 32]),
+            heads: vec![EnvelopeHash([head; 32])],
             fork: fork.map(Number),
             digest: [digest; 32],
         }
@@ -164,6 +172,16 @@ mod tests {
     #[test]
     fn another_head_at_the_same_number_sends_the_whole_feed() {
         assert_eq!(sent(&have(4, 8, None, 0), have(9, 9, None, 0), 7), (1..=9).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn another_hash_below_a_hole_sends_the_whole_feed() {
+        let mut theirs = have(4, 8, None, 0);
+        theirs.ranges.push(Range { first: Number(6), last: Number(7) });
+        theirs.heads.push(EnvelopeHash([7; 32]));
+        assert_eq!(sent(&theirs, have(9, 9, None, 0), 7), (1..=9).collect::<Vec<_>>());
+        theirs.heads[0] = EnvelopeHash([7; 32]);
+        assert_eq!(sent(&theirs, have(9, 9, None, 0), 7), vec![5, 8, 9]);
     }
 
     #[test]

@@ -992,7 +992,7 @@ mod tests {
         }
         fn have(author: AuthorId, head: u8) -> FeedHave {
             let ranges = vec![Range { first: Number(1), last: Number(3) }];
-            FeedHave { author, ranges, head: EnvelopeHash([head; 32]), fork: None, digest: [0; 32] }
+            FeedHave { author, ranges, heads: vec![EnvelopeHash([head; 32])], fork: None, digest: [0; 32] }
         }
         for (head, start) in [(1, Cursor(9)), (2, Cursor(0))] {
             let mut session = live();

@@ -36,8 +36,8 @@ pub struct FeedHave {
     pub author: AuthorId,
     /// Numbers held, ascending and apart; claiming less than is held is safe.
     pub ranges: Vec<Range>,
-    /// Hash of the highest envelope held.
-    pub head: EnvelopeHash,
+    /// Hash of the envelope at the last number of each range: the chain vouches for the rest of it.
+    pub heads: Vec<EnvelopeHash>,
     /// Lowest number with two known hashes.
     pub fork: Option<Number>,
     /// BLAKE3 over the sorted hashes held from the fork on; zeros without a fork.
@@ -55,6 +55,11 @@ impl FeedHave {
     #[must_use]
     pub fn highest(&self) -> Option<Number> {
         self.ranges.last().map(|range| range.last)
+    }
+
+    /// The last number of each range, and the hash there.
+    pub fn ends(&self) -> impl Iterator<Item = (Number, EnvelopeHash)> {
+        self.ranges.iter().zip(&self.heads).map(|(range, head)| (range.last, *head))
     }
 }
 
@@ -522,11 +527,11 @@ fn read_carried(reader: &mut Reader<'_>) -> Result<Vec<Carried>, FormatError> {
 fn write_have(writer: &mut Writer, feeds: &[FeedHave]) {
     writer.array(feeds.len());
     for feed in feeds {
-        writer.array(5).bin(&feed.author.0).array(feed.ranges.len());
-        for range in &feed.ranges {
-            writer.array(2).uint(range.first.0).uint(range.last.0);
+        writer.array(4).bin(&feed.author.0).array(feed.ranges.len());
+        for (range, head) in feed.ranges.iter().zip(&feed.heads) {
+            writer.array(3).uint(range.first.0).uint(range.last.0).bin(&head.0);
         }
-        writer.bin(&feed.head.0).uint(feed.fork.map_or(0, |number| number.0)).bin(&feed.digest);
+        writer.uint(feed.fork.map_or(0, |number| number.0)).bin(&feed.digest);
     }
 }
 
@@ -535,31 +540,32 @@ fn read_have(reader: &mut Reader<'_>) -> Result<Vec<FeedHave>, FormatError> {
     let mut authors = BTreeSet::new();
     (0..count)
         .map(|_| {
-            let fields = reader.array("feed", 5, 64)?;
+            let fields = reader.array("feed", 4, 64)?;
             let author = AuthorId(reader.fixed("author")?);
             if !authors.insert(author) {
                 // comparing a feed costs reading it
                 return Err(FormatError::Malformed { field: "have" });
             }
             let ranges = reader.array("ranges", 0, MAX_RANGES)?;
-            let ranges = (0..ranges).map(|_| read_range(reader)).collect::<Result<Vec<_>, _>>()?;
+            let ranges = (0..ranges).map(|_| read_held(reader)).collect::<Result<Vec<_>, _>>()?;
+            let (ranges, heads): (Vec<Range>, Vec<EnvelopeHash>) = ranges.into_iter().unzip();
             if ranges.windows(2).any(|pair| pair[0].last >= pair[1].first) {
                 return Err(FormatError::Malformed { field: "ranges" });
             }
-            let head = EnvelopeHash(reader.fixed("head")?);
             let fork = Some(Number(reader.uint("fork")?)).filter(|number| number.0 > 0);
             let digest = reader.fixed("digest")?;
-            reader.skip("feed", fields - 5)?;
-            Ok(FeedHave { author, ranges, head, fork, digest })
+            reader.skip("feed", fields - 4)?;
+            Ok(FeedHave { author, ranges, heads, fork, digest })
         })
         .collect()
 }
 
-fn read_range(reader: &mut Reader<'_>) -> Result<Range, FormatError> {
-    let fields = reader.array("range", 2, 64)?;
+fn read_held(reader: &mut Reader<'_>) -> Result<(Range, EnvelopeHash), FormatError> {
+    let fields = reader.array("range", 3, 64)?;
     let range = checked_range(reader.uint("first")?, reader.uint("last")?)?;
-    reader.skip("range", fields - 2)?;
-    Ok(range)
+    let head = EnvelopeHash(reader.fixed("head")?);
+    reader.skip("range", fields - 3)?;
+    Ok((range, head))
 }
 
 fn read_wants(reader: &mut Reader<'_>) -> Result<Vec<Want>, FormatError> {
@@ -598,7 +604,7 @@ mod tests {
         vec![FeedHave {
             author: AuthorId([1; 32]),
             ranges: vec![range(1, 4), range(6, 6)],
-            head: EnvelopeHash([2; 32]),
+            heads: vec![EnvelopeHash([2; 32]), EnvelopeHash([4; 32])],
             fork: Some(Number(6)),
             digest: [3; 32],
         }]
@@ -699,7 +705,7 @@ mod tests {
               62 980102c4100303030303030303030303030303030307c4080909090909090909a66c6170746f7091
               28 9501109192cd012cc405abababababcd012cc4080909090909090909
                6 930111cd012c
-             130 990120010102c4080909090909090909649195c42001010101010101010101010101010101010101
+             164 990120010102c4080909090909090909649194c42001010101010101010101010101010101010101
               32 990121019192cd012cc405abababababcd012cc4080909090909090909c3c201
               42 940122029193c4200101010101010101010101010101010101010101010101010101010101010101
                7 93013091c40101

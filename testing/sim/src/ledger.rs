@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sync_types::{AuthorId, BlobId, Class, Envelope, EnvelopeHash, FeedHave, Number};
+use sync_types::{AuthorId, BlobId, Class, Envelope, EnvelopeHash, EpochId, FeedHave, Number};
 
 /// A promise that was not kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +51,7 @@ pub(crate) struct Sealed {
     pub(crate) number: Number,
     pub(crate) blob_id: BlobId,
     pub(crate) class: Class,
+    pub(crate) epoch: EpochId,
 }
 
 /// A blob the app was told to be stored.
@@ -58,7 +59,7 @@ pub(crate) struct Sealed {
 pub(crate) struct Promise {
     /// Hash of its body.
     pub(crate) body: [u8; 32],
-    /// False once every replica that held it was rolled back.
+    /// False once every replica that held it, or every one that could open it, was rolled back.
     pub(crate) stands: bool,
 }
 
@@ -101,7 +102,7 @@ impl Ledger {
             return broken(NUMBERS, text);
         }
         self.authors.insert(sender);
-        let sealed = Sealed { place, restored, sender, number, blob_id: header.blob_id, class: header.class };
+        let sealed = Sealed { place, restored, sender, number, blob_id: header.blob_id, class: header.class, epoch: header.epoch };
         self.sealed.insert(envelope.hash(), sealed);
         Ok(())
     }

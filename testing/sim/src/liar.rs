@@ -317,7 +317,7 @@ impl Liar {
         let upto = |author, last| FeedHave {
             author,
             ranges: vec![Range { first: Number(1), last: Number(last) }],
-            head: EnvelopeHash([3; 32]),
+            heads: vec![EnvelopeHash([3; 32])],
             fork: None,
             digest: [0; 32],
         };
@@ -326,6 +326,7 @@ impl Liar {
                 let liar = self.id();
                 let claim = |feed: &FeedHave| FeedHave {
                     ranges: vec![Range { first: Number(1), last: feed.highest().unwrap_or(Number(1)) }],
+                    heads: feed.heads.last().copied().into_iter().collect(),
                     ..feed.clone()
                 };
                 self.haves.values().filter(|feed| feed.author != liar).map(claim).collect()
@@ -479,7 +480,7 @@ impl Liar {
             let mut header = template.header.clone();
             header.sender = feed.author;
             header.number = Number(feed.highest().map_or(1, |number| number.0 + 1));
-            header.previous = feed.head;
+            header.previous = feed.heads.last().copied().unwrap_or(EnvelopeHash::NONE);
             header.class = Class::Sealed;
             header.blob_id = BlobId(bytes(&mut self.rng));
             let Ok(mut draft) = Draft::new(&header, 40) else { continue };

@@ -80,6 +80,8 @@ pub(crate) struct Replica {
     pub(crate) troubled: bool,
     /// What it holds for certain.
     pub(crate) held: BTreeSet<EnvelopeHash>,
+    /// Epochs it can open.
+    pub(crate) opens: BTreeSet<EpochId>,
     /// The highest number of its own feeds that others were seen to hold.
     pub(crate) shown: BTreeMap<AuthorId, Number>,
     pub(crate) app: App,
@@ -208,6 +210,7 @@ impl Replica {
             clock: 0,
             troubled: false,
             held: BTreeSet::new(),
+            opens: BTreeSet::new(),
             shown: BTreeMap::new(),
             app: App::default(),
             outbox: Vec::new(),
@@ -320,6 +323,7 @@ impl Replica {
         self.restored += 1;
         self.shown.clear();
         self.held.clear();
+        self.opens.clear();
     }
 
     /// Makes this place a copy of another home.

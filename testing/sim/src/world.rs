@@ -301,6 +301,9 @@ impl World {
         for sealed in replica.take_seals() {
             self.ledger.seal(place, replica.restored, &replica.shown, &sealed)?;
         }
+        if let Some(running) = &replica.running {
+            replica.opens = running.with_keys(|keys| keys.epochs().collect());
+        }
         let dead = replica.disk.is_dead();
         let outcome = match done {
             Ok(done) => Some(done),
@@ -1038,12 +1041,14 @@ impl World {
         self.replicas[at].disk.restart(Survive::Everything, &mut self.rng);
         self.replicas[at].disk.heal();
         self.restart(at)?;
-        // what nobody holds any more was lost with the home
+        // what nobody holds any more, or nobody has the key of, was lost with the home
+        let opens: BTreeSet<EpochId> = self.replicas.iter().flat_map(|replica| replica.opens.iter().copied()).collect();
         let held: BTreeSet<BlobId> = self
             .replicas
             .iter()
             .flat_map(|replica| &replica.held)
             .filter_map(|hash| self.ledger.sealed.get(hash))
+            .filter(|sealed| opens.contains(&sealed.epoch))
             .map(|sealed| sealed.blob_id)
             .collect();
         for (blob_id, promise) in &mut self.ledger.promises {

@@ -538,7 +538,7 @@ async fn a_member_who_claims_to_hold_more_of_our_feed_does_not_make_us_start_ove
         let claim = FeedHave {
             author,
             ranges: vec![Range { first: Number(1), last: Number(1000 * round) }],
-            head: EnvelopeHash(random()),
+            heads: vec![EnvelopeHash(random())],
             fork: None,
             digest: [0; 32],
         };

@@ -233,7 +233,11 @@ impl<'c> Reader<'c> {
             .conn
             .prepare_cached("SELECT first, last FROM feed_ranges WHERE feed = ?1 ORDER BY first DESC LIMIT ?2")?;
         let ranges = statement.query_map((row.feed, signed(MAX_RANGES as u64)), range)?;
-        let held = RangeSet::from_ranges(ranges.collect::<Result<Vec<_>, rusqlite::Error>>()?);
+        let mut ranges = ranges.collect::<Result<Vec<_>, rusqlite::Error>>()?;
+        ranges.reverse();
+        let below = ranges.iter().rev().skip(1).rev();
+        let mut heads = below.map(|range| self.lowest_hash(row.feed, range.last)).collect::<Result<Vec<_>, _>>()?;
+        heads.extend(ranges.last().map(|_| row.head));
         let digest = match row.fork {
             None => [0; 32],
             Some(fork) => {
@@ -243,7 +247,13 @@ impl<'c> Reader<'c> {
                 fork_digest(hashes.collect::<Result<_, rusqlite::Error>>()?)
             }
         };
-        Ok(FeedState { held, head: row.head, fork: row.fork }.have(row.author, digest))
+        Ok(FeedHave { author: row.author, ranges, heads, fork: row.fork, digest })
+    }
+
+    /// The lowest hash held at a number that is held.
+    fn lowest_hash(&self, feed: i64, number: Number) -> Result<EnvelopeHash, StoreError> {
+        let held = cache::held_at(self.conn, feed, number)?;
+        held.iter().map(|held| held.hash).min().ok_or_else(|| StoreError::corrupt("a range without its envelope"))
     }
 
     fn feed_row(&self, gid: i64, author: &AuthorId) -> Result<Option<FeedRow>, StoreError> {

@@ -216,7 +216,7 @@ async fn dropping_the_last_clone_carries_out_what_was_handed_over() {
     let store = Store::open(&dir.path().join("db"), rng(2)).unwrap();
     assert_eq!(store.max_cursor(&group).unwrap(), Cursor(1));
     let have = store.have(group).await.unwrap();
-    assert_ne!(have[0].head, EnvelopeHash::NONE);
+    assert_ne!(have[0].heads, [EnvelopeHash::NONE]);
 }
 
 /// How many entries there are, in one chain.

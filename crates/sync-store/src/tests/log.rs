@@ -278,7 +278,7 @@ fn a_peer_is_sent_what_it_lacks_within_limits_and_the_position_passes_the_rest()
     let mut theirs = db.read(|reader| reader.have(&group)).unwrap();
     theirs.retain(|feed| feed.author == bob.id());
     let fourth = hash(&batch[4]);
-    (theirs[0].ranges, theirs[0].head) = (vec![range(1, 4)], fourth);
+    (theirs[0].ranges, theirs[0].heads) = (vec![range(1, 4)], vec![fourth]);
     let select = |scope| db.read(|reader| reader.select(&group, scope, &theirs, &[])).unwrap();
     let read = |after, limits, selection: &Selection, not_from| {
         let batch = db.read(|reader| reader.read_after(&group, Cursor(after), limits, selection, not_from)).unwrap();

@@ -35,7 +35,7 @@ fn a_rolled_back_database_issues_again_what_it_wrote_and_takes_back_what_it_lost
 
     let mut theirs = db.read(|reader| reader.have(&group)).unwrap();
     assert!(!db.read(|reader| reader.knows_more(&group, &theirs)).unwrap());
-    (theirs[0].ranges[0].last, theirs[0].head) = (Number(5), hash(&lost[2]));
+    (theirs[0].ranges[0].last, theirs[0].heads[0]) = (Number(5), hash(&lost[2]));
     assert!(db.read(|reader| reader.knows_more(&group, &theirs)).unwrap());
 
     // first contact

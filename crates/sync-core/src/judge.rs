@@ -270,13 +270,15 @@ impl<'a, H: Held> Batch<'a, '_, H> {
         let Candidate { envelope, hash, .. } = &self.candidates[at];
         let (sender, number, previous, hash) =
             (envelope.header.sender, envelope.header.number, envelope.header.previous, *hash);
+        let beside = self.known_at(sender, number, verdicts)?;
         if let Some(before) = number.previous() {
             let known = self.known_at(sender, before, verdicts)?;
-            if !known.is_empty() && known.iter().all(|known| known.hash != previous) {
+            let apart = !known.is_empty() && known.iter().all(|known| known.hash != previous);
+            if apart || beside.iter().any(|beside| beside.previous != previous) {
                 return Ok(Some(before));
             }
         }
-        if self.known_at(sender, number, verdicts)?.iter().any(|known| known.hash != hash) {
+        if beside.iter().any(|beside| beside.hash != hash) {
             return Ok(Some(number));
         }
         if let Some(next) = number.next() {

@@ -172,9 +172,25 @@ impl Txn<'_> {
             let (max_cursor, membership) = (group.max_cursor, group.published());
             changes.groups.push(GroupChange { group: *id, max_cursor, membership });
         }
-        self.db.conn.execute_batch("COMMIT")?;
+        if let Err(error) = self.db.conn.execute_batch("COMMIT") {
+            self.unwrite();
+            return Err(error.into());
+        }
         self.touched.clear();
         Ok(changes)
+    }
+
+    /// Takes a failed commit out of the write-ahead log.
+    ///
+    /// It may stand there whole, for want of a sync alone. Whoever copies the home now would find it, and issue it beside
+    /// what is written here next under the same numbers; so an empty commit goes over it.
+    fn unwrite(&self) {
+        // one that is still open was not written
+        if self.db.conn.is_autocommit()
+            && let Err(error) = schema::write_nothing(&self.db.conn)
+        {
+            tracing::warn!(%error, "failed commit may still stand in the log, until the next write");
+        }
     }
 
     /// Reads what the database is like with this transaction's changes.

@@ -610,14 +610,33 @@ mod tests {
         for after in 0..30 {
             let mut replica = founder();
             let running = replica.running.as_mut().expect("a group");
-            replica.disk.fail_after(after, Fault::IoError);
+            replica.disk.fail_after(after, Fault::PowerCut);
             let done = running.operate(Operation::Revoke { id: InviteId([1; 16]) }, Timestamp(1));
-            replica.disk.heal();
             let after_kill = restart(&mut replica, Survive::Everything);
             reached_the_log += usize::from(done.is_err() && after_kill == 1);
             assert!(done.is_err() || after_kill == 1, "fault {after}");
             assert_eq!(restart(&mut replica, Survive::Nothing), after_kill, "fault {after}");
         }
         assert!(reached_the_log > 0, "no fault came between the log and its sync");
+    }
+
+    #[test]
+    fn a_copy_holds_nothing_of_a_commit_that_failed() {
+        let mut failed = 0;
+        for after in 0..30 {
+            let mut original = founder();
+            let running = original.running.as_mut().expect("a group");
+            original.disk.fail_after(after, Fault::IoError);
+            let done = running.operate(Operation::Revoke { id: InviteId([1; 16]) }, Timestamp(1));
+            original.disk.heal();
+            failed += usize::from(done.is_err());
+            let mut copy = Replica::new(1, 1);
+            copy.copy_of(&original);
+            copy.start().expect("a sound disk");
+            // its own succession, and what the original holds
+            let held = copy.running.as_ref().expect("a group").scan().expect("a sound disk").len();
+            assert_eq!(held, 1 + usize::from(done.is_ok()), "fault {after}");
+        }
+        assert!(failed > 0, "no fault met the commit");
     }
 }

@@ -101,6 +101,12 @@ fn make_durable(conn: &Connection) -> rusqlite::Result<()> {
     }
 }
 
+/// A commit that changes nothing, of one page: the version is the one statement that writes a page as it is.
+pub(super) fn write_nothing(conn: &Connection) -> rusqlite::Result<()> {
+    let version: i32 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    conn.pragma_update(None, "user_version", version)
+}
+
 /// The version of the schema in the file; 0 for an empty file.
 fn version(conn: &Connection) -> Result<usize, Failure> {
     let pragma = |name| conn.pragma_query_value(None, name, |row| row.get::<_, i32>(0));

@@ -34,3 +34,26 @@ pub const MAX_WANTS: usize = 1024;
 pub const MAX_EPOCHS_SEALED: usize = 512 << 10;
 /// Nested containers a reader skips over in fields it does not know.
 pub const MAX_DEPTH: usize = 16;
+/// Bytes of a path in a folder.
+pub const MAX_PATH: usize = 4096;
+/// Bytes of one component of a path: what every file system we know of holds.
+pub const MAX_COMPONENT: usize = 255;
+/// Components of a path.
+pub const MAX_PATH_DEPTH: usize = 256;
+/// Records in one entry: their place has 16 bits.
+pub const MAX_RECORDS: usize = 1 << 16;
+/// Bytes of an entry with records that writers aim at: large enough that a seal and a signature weigh nothing, small
+/// enough that the first files move while the rest is being read.
+pub const RECORDS_BYTES_TARGET: usize = 256 << 10;
+/// Authors named in one entry with records.
+pub const MAX_BATCH_AUTHORS: usize = 4096;
+/// Authors in what one version has seen: more than ever wrote one path; who edits joins them.
+pub const MAX_VECTOR: usize = 1024;
+/// Bytes of a chunk, whatever a charter says.
+pub const MAX_CHUNK: u64 = 4 << 20;
+/// Chunks that a record names itself; a longer list is cut into chunks.
+pub const MAX_INLINE_CHUNKS: usize = 64;
+/// Chunks asked for in one message.
+pub const MAX_CHUNKS_ASKED: usize = 1024;
+/// Bytes of one message on a stream that fetches chunks: a chunk and what is around it.
+pub const MAX_CHUNK_FRAME: usize = (4 << 20) + 4096;

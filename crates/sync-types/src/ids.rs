@@ -103,6 +103,10 @@ id!(
     EnvelopeHash, 32
 );
 id!(
+    /// Names a folder in its group.
+    FolderId, 16
+);
+id!(
     /// Names an invite in membership entries.
     InviteId, 16
 );

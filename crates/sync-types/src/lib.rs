@@ -5,6 +5,7 @@
 pub mod bounds;
 pub mod charter;
 pub mod envelope;
+pub mod folder;
 pub mod frame;
 pub mod ids;
 pub mod invite;

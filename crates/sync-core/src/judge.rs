@@ -306,3 +306,151 @@ impl<'a, H: Held> Batch<'a, '_, H> {
         Ok(known)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::convert::Infallible;
+
+    use proptest::prelude::*;
+    use sync_crypto::AuthorSecret;
+    use sync_types::{BlobId, Charter, Chunker, Draft, EnvelopeType, EpochId, Header, Quorum, Timestamp};
+
+    use super::*;
+
+    fn author() -> AuthorSecret {
+        AuthorSecret::from_bytes(&[7; 96])
+    }
+
+    fn charter() -> Vec<u8> {
+        let quorum = Quorum::default();
+        let (founder, chunker) = (author().keys(), Chunker::default());
+        Charter { kind: GroupKind::Random, founder, quorum, suite: 1, chunker, nonce: [1; 32], commitment: [0; 32] }
+            .encode()
+    }
+
+    fn entry(number: u64, previous: EnvelopeHash, content: u8) -> Vec<u8> {
+        let header = Header {
+            kind: EnvelopeType::Push,
+            sender: author().id(),
+            group: GroupId::of(&charter()),
+            timestamp: Timestamp(1),
+            nonce: [0; 24],
+            blob_id: BlobId([content; 16]),
+            number: Number(number),
+            previous,
+            class: Class::Sealed,
+            epoch: EpochId { number: 1, hash: [1; 32] },
+            commitment: [1; 32],
+        };
+        let draft = Draft::new(&header, 1).expect("a draft");
+        let signature = author().sign(SignPurpose::Envelope, &[draft.signed_bytes()]);
+        draft.sign(&signature)
+    }
+
+    fn hash(bytes: &[u8]) -> EnvelopeHash {
+        Envelope::parse(bytes).expect("an envelope").hash()
+    }
+
+    /// What is stored of the one author's feed.
+    #[derive(Default)]
+    struct Log(BTreeMap<Number, Vec<HeldEnvelope>>);
+
+    impl Held for Log {
+        type Error = Infallible;
+
+        fn highest(&mut self, _: &AuthorId) -> Result<Option<Number>, Infallible> {
+            Ok(self.0.keys().next_back().copied())
+        }
+
+        fn at(&mut self, _: &AuthorId, number: Number) -> Result<Vec<HeldEnvelope>, Infallible> {
+            Ok(self.0.get(&number).cloned().unwrap_or_default())
+        }
+    }
+
+    /// The lowest number at which envelopes show a fork that arrive in these batches.
+    fn fork(batches: &[&[Vec<u8>]]) -> Option<u64> {
+        let mut membership = Membership::new(&charter()).expect("a charter");
+        let mut log = Log::default();
+        let mut lowest: Option<Number> = None;
+        for batch in batches {
+            let judged = judge(&GroupId::of(&charter()), &mut membership, &mut log, batch).expect("infallible");
+            assert_eq!(judged.accepted.len(), batch.len(), "{judged:?}");
+            for Accepted { envelope, hash, fork } in judged.accepted {
+                let held = HeldEnvelope { hash, previous: envelope.header.previous };
+                log.0.entry(envelope.header.number).or_default().push(held);
+                lowest = [lowest, fork].into_iter().flatten().min();
+            }
+        }
+        lowest.map(|number| number.0)
+    }
+
+    /// Two entries with nothing known around them, one by one in both orders and together.
+    fn forks(one: &[u8], other: &[u8]) -> [Option<u64>; 3] {
+        let (one, other) = ([one.to_vec()], [other.to_vec()]);
+        let together = [one.clone(), other.clone()].concat();
+        [fork(&[&one, &other]), fork(&[&other, &one]), fork(&[&together])]
+    }
+
+    #[test]
+    fn two_entries_of_a_number_that_follow_different_ones_show_a_fork_one_below() {
+        let (one, other) = (entry(5, EnvelopeHash([1; 32]), 1), entry(5, EnvelopeHash([2; 32]), 2));
+        assert_eq!(forks(&one, &other), [Some(4); 3]);
+    }
+
+    #[test]
+    fn two_entries_of_a_number_that_follow_the_same_one_show_a_fork_at_it() {
+        let (one, other) = (entry(5, EnvelopeHash([1; 32]), 1), entry(5, EnvelopeHash([1; 32]), 2));
+        assert_eq!(forks(&one, &other), [Some(5); 3]);
+        let first = entry(1, EnvelopeHash::NONE, 1);
+        assert_eq!(forks(&first, &entry(1, EnvelopeHash::NONE, 2)), [Some(1); 3]);
+        assert_eq!(forks(&first, &entry(2, hash(&first), 2)), [None; 3]);
+    }
+
+    /// Two branches of six entries, which part at a number.
+    fn branches(part: u64) -> Vec<Vec<u8>> {
+        let mut entries: Vec<Vec<u8>> = Vec::new();
+        for branch in [1, 2] {
+            let mut previous = EnvelopeHash::NONE;
+            for number in 1..=6 {
+                let bytes = entry(number, previous, if number < part { 0 } else { branch });
+                previous = hash(&bytes);
+                if !entries.contains(&bytes) {
+                    entries.push(bytes);
+                }
+            }
+        }
+        entries
+    }
+
+    /// The lowest number with two hashes: those of what stands there, and those that what stands above names.
+    fn known_twice(entries: &[Vec<u8>]) -> Option<u64> {
+        let mut known: BTreeMap<u64, BTreeSet<EnvelopeHash>> = BTreeMap::new();
+        for bytes in entries {
+            let envelope = Envelope::parse(bytes).expect("an envelope");
+            known.entry(envelope.header.number.0).or_default().insert(envelope.hash());
+            if let Some(before) = envelope.header.number.previous() {
+                known.entry(before.0).or_default().insert(envelope.header.previous);
+            }
+        }
+        known.into_iter().find(|(_, hashes)| hashes.len() > 1).map(|(number, _)| number)
+    }
+
+    fn arrivals() -> impl Strategy<Value = (Vec<Vec<u8>>, usize)> {
+        (1u64..=6).prop_flat_map(|part| {
+            let all = branches(part);
+            let some = proptest::sample::subsequence(all.clone(), 0..=all.len());
+            (some.prop_shuffle(), 1usize..=4)
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn where_a_feed_forks_does_not_hang_on_the_order_of_arrival((entries, at_once) in arrivals()) {
+            let batches: Vec<&[Vec<u8>]> = entries.chunks(at_once).collect();
+            prop_assert_eq!(fork(&batches), known_twice(&entries));
+        }
+    }
+}

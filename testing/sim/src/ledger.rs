@@ -102,7 +102,15 @@ impl Ledger {
             return broken(NUMBERS, text);
         }
         self.authors.insert(sender);
-        let sealed = Sealed { place, restored, sender, number, blob_id: header.blob_id, class: header.class, epoch: header.epoch };
+        let sealed = Sealed {
+            place,
+            restored,
+            sender,
+            number,
+            blob_id: header.blob_id,
+            class: header.class,
+            epoch: header.epoch,
+        };
         self.sealed.insert(envelope.hash(), sealed);
         Ok(())
     }

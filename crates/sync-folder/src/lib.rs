@@ -1,0 +1,4 @@
+//! A folder on disk: walks and watches it, cuts its files into chunks, and changes it without losing anything.
+//!
+//! Everything happens relative to one open directory ([`cap_std::fs::Dir`], owned by `Root`), never through a symbolic
+//! link and never outside. It blocks: programs call it from threads of their own.

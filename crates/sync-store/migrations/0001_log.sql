@@ -90,3 +90,120 @@ CREATE TABLE invites (
   used_by BLOB,
   PRIMARY KEY (gid, invite)
 ) STRICT, WITHOUT ROWID;
+
+-- A folder of a group. What its files' columns mean is the engine's matter.
+CREATE TABLE folders (
+  fid INTEGER PRIMARY KEY,
+  gid INTEGER NOT NULL REFERENCES groups,
+  id BLOB NOT NULL,
+  name TEXT NOT NULL,
+  root TEXT,                         -- absolute path on this device; NULL where it is not placed
+  settings TEXT NOT NULL DEFAULT '', -- opaque
+  cursor INTEGER NOT NULL DEFAULT 0, -- the group's log up to here was taken into files
+  UNIQUE (gid, id)
+) STRICT;
+
+-- The index: of each path what the group says and what lay on disk. The columns of disk are NULL where nothing did.
+-- The blob that can be long comes last, so that whoever reads the others need not read it.
+CREATE TABLE files (
+  file INTEGER PRIMARY KEY,
+  fid INTEGER NOT NULL REFERENCES folders ON DELETE CASCADE,
+  key BLOB NOT NULL,                 -- the path, as it is sorted
+  live INTEGER NOT NULL,             -- 1: the winner is not a deletion
+  size INTEGER NOT NULL,             -- the winner's bytes
+  pending INTEGER NOT NULL,          -- 1: what the group says and what is on disk differ
+  disk_kind INTEGER,
+  disk_size INTEGER,
+  disk_mtime INTEGER,                -- Unix ns
+  disk_ino INTEGER,
+  disk_mode INTEGER,
+  disk_hash BLOB,
+  disk_vector BLOB,
+  versions BLOB NOT NULL,            -- opaque: the maximal versions
+  UNIQUE (fid, key)
+) STRICT;
+
+CREATE INDEX files_pending ON files (fid, key) WHERE pending > 0;
+-- Eight bytes of a hash tell files apart; all of it would make most of the index's pages, and each file touches another.
+CREATE INDEX files_by_hash ON files (fid, substr(disk_hash, 1, 8)) WHERE disk_hash IS NOT NULL;
+
+-- What lies in files on disk, except a file that is one chunk: its own hash finds it.
+CREATE TABLE chunks (
+  hash BLOB NOT NULL,
+  fid INTEGER NOT NULL,              -- the folder of its file
+  file INTEGER NOT NULL REFERENCES files ON DELETE CASCADE,
+  offset INTEGER NOT NULL,
+  len INTEGER NOT NULL,
+  PRIMARY KEY (hash, fid, file, offset)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX chunks_by_file ON chunks (file, offset);
+
+-- Versions that were replaced or removed.
+CREATE TABLE kept (
+  kid INTEGER PRIMARY KEY,
+  fid INTEGER NOT NULL REFERENCES folders ON DELETE CASCADE,
+  key BLOB NOT NULL,
+  at INTEGER NOT NULL,               -- Unix ms
+  name TEXT NOT NULL,                -- its file below .syncshell/versions
+  size INTEGER NOT NULL,
+  hash BLOB,
+  mode INTEGER NOT NULL,
+  mtime INTEGER NOT NULL,            -- Unix ns
+  reason INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX kept_by_key ON kept (fid, key, at);
+CREATE INDEX kept_by_time ON kept (fid, at, kid, size);
+
+-- Of each folder the sums over its files, so that nobody has to count them.
+-- Sizes are whatever a peer says: sums of their halves cannot overflow.
+CREATE TABLE folder_totals (
+  fid INTEGER PRIMARY KEY REFERENCES folders ON DELETE CASCADE,
+  files INTEGER NOT NULL DEFAULT 0,
+  bytes_high INTEGER NOT NULL DEFAULT 0,
+  bytes_low INTEGER NOT NULL DEFAULT 0,
+  pending_files INTEGER NOT NULL DEFAULT 0,
+  pending_high INTEGER NOT NULL DEFAULT 0,
+  pending_low INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+CREATE TRIGGER folder_added AFTER INSERT ON folders BEGIN
+  INSERT INTO folder_totals (fid) VALUES (NEW.fid);
+END;
+
+CREATE TRIGGER file_added AFTER INSERT ON files WHEN NEW.live OR NEW.pending BEGIN
+  UPDATE folder_totals SET
+    files = files + NEW.live,
+    bytes_high = bytes_high + NEW.live * (NEW.size >> 32),
+    bytes_low = bytes_low + NEW.live * (NEW.size & 0xffffffff),
+    pending_files = pending_files + NEW.pending,
+    pending_high = pending_high + NEW.pending * NEW.live * (NEW.size >> 32),
+    pending_low = pending_low + NEW.pending * NEW.live * (NEW.size & 0xffffffff)
+  WHERE fid = NEW.fid;
+END;
+
+CREATE TRIGGER file_removed AFTER DELETE ON files WHEN OLD.live OR OLD.pending BEGIN
+  UPDATE folder_totals SET
+    files = files - OLD.live,
+    bytes_high = bytes_high - OLD.live * (OLD.size >> 32),
+    bytes_low = bytes_low - OLD.live * (OLD.size & 0xffffffff),
+    pending_files = pending_files - OLD.pending,
+    pending_high = pending_high - OLD.pending * OLD.live * (OLD.size >> 32),
+    pending_low = pending_low - OLD.pending * OLD.live * (OLD.size & 0xffffffff)
+  WHERE fid = OLD.fid;
+END;
+
+CREATE TRIGGER file_changed AFTER UPDATE OF live, size, pending ON files
+WHEN (OLD.live, OLD.size, OLD.pending) <> (NEW.live, NEW.size, NEW.pending) BEGIN
+  UPDATE folder_totals SET
+    files = files + NEW.live - OLD.live,
+    bytes_high = bytes_high + NEW.live * (NEW.size >> 32) - OLD.live * (OLD.size >> 32),
+    bytes_low = bytes_low + NEW.live * (NEW.size & 0xffffffff) - OLD.live * (OLD.size & 0xffffffff),
+    pending_files = pending_files + NEW.pending - OLD.pending,
+    pending_high = pending_high
+      + NEW.pending * NEW.live * (NEW.size >> 32) - OLD.pending * OLD.live * (OLD.size >> 32),
+    pending_low = pending_low
+      + NEW.pending * NEW.live * (NEW.size & 0xffffffff) - OLD.pending * OLD.live * (OLD.size & 0xffffffff)
+  WHERE fid = NEW.fid;
+END;

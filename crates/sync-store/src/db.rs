@@ -7,6 +7,7 @@
 mod append;
 mod cache;
 mod convert;
+mod folders;
 mod ingest;
 mod manage;
 mod peers;
@@ -25,6 +26,9 @@ use sync_types::{Cursor, GroupId};
 
 pub use append::Appended;
 use cache::Group;
+pub use folders::{
+    ChunkPlace, DiskState, FileRow, FileRowId, FolderRow, FolderRowId, FolderTotals, KeptRow, KeptRowId, NewKept,
+};
 pub use ingest::{Ingested, StoredEntry};
 pub use manage::{GroupRow, SealedSecret};
 pub use peers::{Peer, PeerId, PeerNote};

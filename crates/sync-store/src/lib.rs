@@ -22,7 +22,8 @@ mod tests;
 
 pub use append::{Content, NewEntry, SealEntries, SealError};
 pub use db::{
-    Appended, Batch, Changes, Db, DbOptions, GroupChange, GroupRow, Ingested, Limits, Peer, PeerId, PeerNote, Reader,
+    Appended, Batch, Changes, ChunkPlace, Db, DbOptions, DiskState, FileRow, FileRowId, FolderRow, FolderRowId,
+    FolderTotals, GroupChange, GroupRow, Ingested, KeptRow, KeptRowId, Limits, NewKept, Peer, PeerId, PeerNote, Reader,
     Renewal, Renewed, Reopen, Sealed, SealedSecret, StoredBytes, StoredEntry, Txn,
 };
 pub use error::StoreError;

@@ -2,6 +2,7 @@
 
 mod durability;
 mod files;
+mod folders;
 mod log;
 mod model;
 mod renewal;

@@ -1,0 +1,597 @@
+//! Folders: where they are, the index of their files, and what was kept of them.
+//!
+//! Everything here is bytes and columns; the engine gives them meaning.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use sync_types::bounds::MAX_CHUNK;
+use sync_types::{Cursor, FolderId, GroupId, Timestamp};
+
+use super::convert::{signed, unsigned};
+use super::{Reader, Txn};
+use crate::error::StoreError;
+
+/// A folder in this database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FolderRowId(pub(super) i64);
+
+/// A path of a folder in this database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileRowId(pub(super) i64);
+
+/// A kept version in this database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeptRowId(pub(super) i64);
+
+/// A folder of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FolderRow {
+    /// Names it here.
+    pub fid: FolderRowId,
+    /// Its group.
+    pub group: GroupId,
+    /// Its id in the group.
+    pub id: FolderId,
+    /// What it is called here.
+    pub name: String,
+    /// Where it lies on this device; none where it is not placed.
+    pub root: Option<String>,
+    /// The engine's settings.
+    pub settings: String,
+    /// The group's log up to here was taken into its files.
+    pub cursor: Cursor,
+}
+
+/// What lay at a path when it was last looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskState {
+    /// What it is.
+    pub kind: u8,
+    /// Bytes.
+    pub size: u64,
+    /// When it was changed, Unix nanoseconds.
+    pub mtime: i64,
+    /// Its inode.
+    pub ino: u64,
+    /// Its permission bits.
+    pub mode: u32,
+    /// BLAKE3 of its content.
+    pub hash: Option<[u8; 32]>,
+    /// What the version that it is has seen.
+    pub vector: Vec<u8>,
+}
+
+/// What is known of a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileRow {
+    /// Names it here.
+    pub file: FileRowId,
+    /// The path, as it is sorted.
+    pub key: Vec<u8>,
+    /// Its maximal versions.
+    pub versions: Vec<u8>,
+    /// What lay on disk.
+    pub disk: Option<DiskState>,
+    /// What the group says and what is on disk differ.
+    pub pending: bool,
+    /// The winner is not a deletion.
+    pub live: bool,
+    /// The winner's bytes.
+    pub size: u64,
+}
+
+/// Where a chunk lies on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChunkPlace {
+    /// Where its folder lies; none where it is not placed.
+    pub root: Option<String>,
+    /// Its folder.
+    pub fid: FolderRowId,
+    /// Its file.
+    pub key: Vec<u8>,
+    /// Where in the file it begins.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// Sums over a folder's files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FolderTotals {
+    /// Paths where something is.
+    pub files: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Paths where what the group says and what is on disk differ, deletions among them.
+    pub pending_files: u64,
+    /// Bytes of what is to be there.
+    pub pending_bytes: u64,
+}
+
+/// A version about to be kept: what was replaced or removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewKept {
+    /// The path it was at.
+    pub key: Vec<u8>,
+    /// When it was replaced or removed.
+    pub at: Timestamp,
+    /// The file that holds it now.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// BLAKE3 of its content.
+    pub hash: Option<[u8; 32]>,
+    /// Its permission bits.
+    pub mode: u32,
+    /// When it was changed, Unix nanoseconds.
+    pub mtime: i64,
+    /// Why it is here.
+    pub reason: u8,
+}
+
+/// A version that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptRow {
+    /// Names it here.
+    pub kid: KeptRowId,
+    /// The path it was at.
+    pub key: Vec<u8>,
+    /// When it was replaced or removed.
+    pub at: Timestamp,
+    /// The file that holds it now.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// BLAKE3 of its content.
+    pub hash: Option<[u8; 32]>,
+    /// Its permission bits.
+    pub mode: u32,
+    /// When it was changed, Unix nanoseconds.
+    pub mtime: i64,
+    /// Why it is here.
+    pub reason: u8,
+}
+
+impl Txn<'_> {
+    /// The folder of a group, known from now on; one already known stays as it is.
+    pub fn add_folder(&mut self, group: &GroupId, id: &FolderId, name: &str) -> Result<FolderRowId, StoreError> {
+        let conn = self.live()?;
+        let gid = self.reader().gid(group)?;
+        conn.prepare_cached("INSERT INTO folders (gid, id, name) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")?
+            .execute((gid, id.0, name))?;
+        let mut statement = conn.prepare_cached("SELECT fid FROM folders WHERE gid = ?1 AND id = ?2")?;
+        Ok(FolderRowId(statement.query_row((gid, id.0), |row| row.get(0))?))
+    }
+
+    /// Says what a folder is called here.
+    pub fn set_folder_name(&mut self, fid: FolderRowId, name: &str) -> Result<(), StoreError> {
+        change_one(self.live()?, "UPDATE folders SET name = ?2 WHERE fid = ?1", params![fid.0, name])
+    }
+
+    /// Says where a folder lies on this device; none: nowhere.
+    pub fn set_folder_root(&mut self, fid: FolderRowId, root: Option<&str>) -> Result<(), StoreError> {
+        change_one(self.live()?, "UPDATE folders SET root = ?2 WHERE fid = ?1", params![fid.0, root])
+    }
+
+    /// Keeps the engine's settings of a folder.
+    pub fn set_folder_settings(&mut self, fid: FolderRowId, settings: &str) -> Result<(), StoreError> {
+        change_one(self.live()?, "UPDATE folders SET settings = ?2 WHERE fid = ?1", params![fid.0, settings])
+    }
+
+    /// Says up to where the group's log was taken into the folder's files.
+    pub fn set_folder_cursor(&mut self, fid: FolderRowId, cursor: Cursor) -> Result<(), StoreError> {
+        let values = params![fid.0, signed(cursor.0)];
+        change_one(self.live()?, "UPDATE folders SET cursor = ?2 WHERE fid = ?1", values)
+    }
+
+    /// Forgets a folder with all its files, chunks and kept versions; the group's log stays.
+    ///
+    /// What a transaction removes weighs on memory: of a large folder [`remove_files`](Self::remove_files) comes first.
+    pub fn remove_folder(&mut self, fid: FolderRowId) -> Result<(), StoreError> {
+        self.live()?.prepare_cached("DELETE FROM folders WHERE fid = ?1")?.execute([fid.0])?;
+        Ok(())
+    }
+
+    /// Forgets some of a folder's files; returns how many, none once all are gone.
+    pub fn remove_files(&mut self, fid: FolderRowId, limit: usize) -> Result<usize, StoreError> {
+        let sql = "DELETE FROM files WHERE file IN (SELECT file FROM files WHERE fid = ?1 ORDER BY key LIMIT ?2)";
+        Ok(self.live()?.prepare_cached(sql)?.execute((fid.0, rows(limit)))?)
+    }
+
+    /// Keeps all that is known of a path.
+    #[expect(clippy::too_many_arguments, reason = "the columns of a row, each of them once")]
+    pub fn put_file(
+        &mut self,
+        fid: FolderRowId,
+        key: &[u8],
+        versions: &[u8],
+        live: bool,
+        size: u64,
+        disk: Option<&DiskState>,
+        pending: bool,
+    ) -> Result<FileRowId, StoreError> {
+        let mut statement = self.live()?.prepare_cached(
+            "INSERT INTO files (fid, key, versions, live, size, pending, \
+               disk_kind, disk_size, disk_mtime, disk_ino, disk_mode, disk_hash, disk_vector) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) \
+             ON CONFLICT (fid, key) DO UPDATE SET versions = ?3, live = ?4, size = ?5, pending = ?6, disk_kind = ?7, \
+               disk_size = ?8, disk_mtime = ?9, disk_ino = ?10, disk_mode = ?11, disk_hash = ?12, disk_vector = ?13 \
+             RETURNING file",
+        )?;
+        let values = params![
+            fid.0,
+            key,
+            versions,
+            live,
+            signed(size),
+            pending,
+            disk.map(|disk| disk.kind),
+            disk.map(|disk| signed(disk.size)),
+            disk.map(|disk| disk.mtime),
+            disk.map(|disk| disk.ino.cast_signed()),
+            disk.map(|disk| disk.mode),
+            disk.and_then(|disk| disk.hash),
+            disk.map(|disk| &disk.vector),
+        ];
+        Ok(FileRowId(statement.query_row(values, |row| row.get(0))?))
+    }
+
+    /// Keeps what the group says of a path, and leaves what is known of the disk.
+    pub fn put_versions(
+        &mut self,
+        fid: FolderRowId,
+        key: &[u8],
+        versions: &[u8],
+        live: bool,
+        size: u64,
+        pending: bool,
+    ) -> Result<FileRowId, StoreError> {
+        let mut statement = self.live()?.prepare_cached(
+            "INSERT INTO files (fid, key, versions, live, size, pending) VALUES (?1, ?2, ?3, ?4, ?5, ?6) \
+             ON CONFLICT (fid, key) DO UPDATE SET versions = ?3, live = ?4, size = ?5, pending = ?6 RETURNING file",
+        )?;
+        let values = params![fid.0, key, versions, live, signed(size), pending];
+        Ok(FileRowId(statement.query_row(values, |row| row.get(0))?))
+    }
+
+    /// Keeps what lies on disk at a path, and leaves what the group says of it.
+    pub fn set_disk(&mut self, file: FileRowId, disk: Option<&DiskState>, pending: bool) -> Result<(), StoreError> {
+        let values = params![
+            file.0,
+            pending,
+            disk.map(|disk| disk.kind),
+            disk.map(|disk| signed(disk.size)),
+            disk.map(|disk| disk.mtime),
+            disk.map(|disk| disk.ino.cast_signed()),
+            disk.map(|disk| disk.mode),
+            disk.and_then(|disk| disk.hash),
+            disk.map(|disk| &disk.vector),
+        ];
+        let sql = "UPDATE files SET pending = ?2, disk_kind = ?3, disk_size = ?4, disk_mtime = ?5, disk_ino = ?6, \
+             disk_mode = ?7, disk_hash = ?8, disk_vector = ?9 WHERE file = ?1";
+        change_one(self.live()?, sql, values)
+    }
+
+    /// Forgets a path and its chunks.
+    pub fn remove_file(&mut self, file: FileRowId) -> Result<(), StoreError> {
+        self.live()?.prepare_cached("DELETE FROM files WHERE file = ?1")?.execute([file.0])?;
+        Ok(())
+    }
+
+    /// Keeps which chunks lie in a file, by hash, offset and length, in place of those known before.
+    ///
+    /// A file that is one chunk is found by the hash it has on disk, so its chunk takes no row.
+    pub fn put_chunks(&mut self, file: FileRowId, chunks: &[([u8; 32], u64, u64)]) -> Result<(), StoreError> {
+        let conn = self.live()?;
+        conn.prepare_cached("DELETE FROM chunks WHERE file = ?1")?.execute([file.0])?;
+        if let [only] = chunks
+            && whole(conn, file)? == Some(*only)
+        {
+            return Ok(());
+        }
+        let mut statement = conn.prepare_cached(
+            "INSERT INTO chunks (hash, fid, file, offset, len) \
+             VALUES (?1, (SELECT fid FROM files WHERE file = ?2), ?2, ?3, ?4)",
+        )?;
+        for (hash, offset, len) in chunks {
+            statement.execute((hash, file.0, signed(*offset), signed(*len)))?;
+        }
+        Ok(())
+    }
+
+    /// Remembers a version that was replaced or removed.
+    pub fn add_kept(&mut self, fid: FolderRowId, kept: &NewKept) -> Result<KeptRowId, StoreError> {
+        let mut statement = self.live()?.prepare_cached(
+            "INSERT INTO kept (fid, key, at, name, size, hash, mode, mtime, reason) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) RETURNING kid",
+        )?;
+        let NewKept { key, at, name, size, hash, mode, mtime, reason } = kept;
+        let values = params![fid.0, key, signed(at.0), name, signed(*size), hash, mode, mtime, reason];
+        Ok(KeptRowId(statement.query_row(values, |row| row.get(0))?))
+    }
+
+    /// Forgets a kept version.
+    pub fn remove_kept(&mut self, kid: KeptRowId) -> Result<(), StoreError> {
+        self.live()?.prepare_cached("DELETE FROM kept WHERE kid = ?1")?.execute([kid.0])?;
+        Ok(())
+    }
+}
+
+/// A statement about rows of the table `files`, read by [`file_row`].
+macro_rules! select_files {
+    ($rest:literal) => {
+        concat!(
+            "SELECT file, key, versions, pending, live, size, disk_kind, disk_size, disk_mtime, disk_ino, disk_mode, ",
+            "disk_hash, disk_vector FROM files ",
+            $rest
+        )
+    };
+}
+
+/// A statement about rows of the table `folders`, read by [`folder_row`].
+macro_rules! select_folders {
+    ($rest:literal) => {
+        concat!(
+            "SELECT f.fid, g.id, f.id, f.name, f.root, f.settings, f.cursor ",
+            "FROM folders f JOIN groups g ON g.gid = f.gid ",
+            $rest
+        )
+    };
+}
+
+/// A statement about rows of the table `kept`, read by [`kept_row`].
+macro_rules! select_kept {
+    ($rest:literal) => {
+        concat!("SELECT kid, key, at, name, size, hash, mode, mtime, reason FROM kept ", $rest)
+    };
+}
+
+impl Reader<'_> {
+    /// Every folder of this home, in the order they came.
+    pub fn folders(&self) -> Result<Vec<FolderRow>, StoreError> {
+        let mut statement = self.conn.prepare_cached(select_folders!("ORDER BY f.fid"))?;
+        Ok(statement.query_map([], folder_row)?.collect::<Result<_, _>>()?)
+    }
+
+    /// A folder of a group.
+    pub fn folder(&self, group: &GroupId, id: &FolderId) -> Result<Option<FolderRow>, StoreError> {
+        let mut statement = self.conn.prepare_cached(select_folders!("WHERE f.gid = ?1 AND f.id = ?2"))?;
+        Ok(statement.query_row((self.gid(group)?, id.0), folder_row).optional()?)
+    }
+
+    /// What is known of a path.
+    pub fn file(&self, fid: FolderRowId, key: &[u8]) -> Result<Option<FileRow>, StoreError> {
+        let mut statement = self.conn.prepare_cached(select_files!("WHERE fid = ?1 AND key = ?2"))?;
+        Ok(statement.query_row((fid.0, key), file_row).optional()?)
+    }
+
+    /// A folder's paths in the order of their keys, from the one after `after`; fewer than `limit` are the last ones.
+    pub fn files_after(
+        &self,
+        fid: FolderRowId,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<FileRow>, StoreError> {
+        let sql = select_files!("WHERE fid = ?1 AND key >= ?2 ORDER BY key LIMIT ?3");
+        self.files(sql, params![fid.0, following(after), rows(limit)])
+    }
+
+    /// The paths below a directory, whose key is `prefix`; otherwise like [`files_after`](Self::files_after).
+    pub fn files_below(
+        &self,
+        fid: FolderRowId,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<FileRow>, StoreError> {
+        let (first, end) = ([prefix, &[0]].concat(), [prefix, &[1]].concat());
+        let sql = select_files!("WHERE fid = ?1 AND key >= ?2 AND key < ?3 ORDER BY key LIMIT ?4");
+        self.files(sql, params![fid.0, following(after).max(first), end, rows(limit)])
+    }
+
+    /// The paths where what the group says and what is on disk differ; otherwise like
+    /// [`files_after`](Self::files_after).
+    pub fn pending_after(
+        &self,
+        fid: FolderRowId,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<FileRow>, StoreError> {
+        let sql = select_files!(
+            "INDEXED BY files_pending WHERE fid = ?1 AND pending > 0 AND key >= ?2 ORDER BY key LIMIT ?3"
+        );
+        self.files(sql, params![fid.0, following(after), rows(limit)])
+    }
+
+    /// The paths of a folder at which content of this hash lies on disk.
+    pub fn files_by_hash(&self, fid: FolderRowId, hash: &[u8; 32], limit: usize) -> Result<Vec<FileRow>, StoreError> {
+        let sql = select_files!(
+            "INDEXED BY files_by_hash \
+             WHERE fid = ?1 AND substr(disk_hash, 1, 8) = substr(?2, 1, 8) AND disk_hash = ?2 LIMIT ?3"
+        );
+        self.files(sql, params![fid.0, hash, rows(limit)])
+    }
+
+    fn files(&self, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Vec<FileRow>, StoreError> {
+        let mut statement = self.conn.prepare_cached(sql)?;
+        Ok(statement.query_map(values, file_row)?.collect::<Result<_, _>>()?)
+    }
+
+    /// Where a chunk lies on disk, in folders of this group alone; those that are placed come first.
+    pub fn chunk_places(&self, group: &GroupId, hash: &[u8; 32], limit: usize) -> Result<Vec<ChunkPlace>, StoreError> {
+        let mut folders =
+            self.conn.prepare_cached("SELECT fid, root FROM folders WHERE gid = ?1 ORDER BY root IS NULL, fid")?;
+        let mut cut = self.conn.prepare_cached(
+            "SELECT f.key, c.offset, c.len FROM chunks c CROSS JOIN files f ON f.file = c.file \
+             WHERE c.hash = ?2 AND c.fid = ?1 LIMIT ?3",
+        )?;
+        let mut whole = self.conn.prepare_cached(
+            "SELECT f.key, 0, f.disk_size FROM files f INDEXED BY files_by_hash \
+             WHERE f.fid = ?1 AND substr(f.disk_hash, 1, 8) = substr(?2, 1, 8) AND f.disk_hash = ?2 \
+               AND f.disk_size BETWEEN 1 AND ?4 AND NOT EXISTS (SELECT 1 FROM chunks c \
+                 WHERE c.hash = ?2 AND c.fid = ?1 AND c.file = f.file AND c.offset = 0) LIMIT ?3",
+        )?;
+        let mut places = Vec::new();
+        let mut rows_of = folders.query([self.gid(group)?])?;
+        while let Some(row) = rows_of.next()? {
+            let (fid, root): (i64, Option<String>) = (row.get(0)?, row.get(1)?);
+            let place = |row: &Row<'_>| {
+                let (offset, len) = (unsigned(row.get(1)?), unsigned(row.get(2)?));
+                Ok(ChunkPlace { root: root.clone(), fid: FolderRowId(fid), key: row.get(0)?, offset, len })
+            };
+            for found in cut.query_map(params![fid, hash, rows(limit - places.len())], place)? {
+                places.push(found?);
+            }
+            for found in whole.query_map(params![fid, hash, rows(limit - places.len()), signed(MAX_CHUNK)], place)? {
+                places.push(found?);
+            }
+            if places.len() >= limit {
+                break;
+            }
+        }
+        Ok(places)
+    }
+
+    /// The chunks that lie in a file, by offset and length, in order.
+    pub fn chunks_of(&self, file: FileRowId) -> Result<Vec<(u64, u64)>, StoreError> {
+        Ok(self.chunk_list(file)?.into_iter().map(|(_, offset, len)| (offset, len)).collect())
+    }
+
+    /// The chunks that lie in a file, as [`Txn::put_chunks`] was given them, in order.
+    pub fn chunk_list(&self, file: FileRowId) -> Result<Vec<([u8; 32], u64, u64)>, StoreError> {
+        let mut statement = self.conn.prepare_cached(
+            "SELECT hash, offset, len FROM chunks INDEXED BY chunks_by_file WHERE file = ?1 ORDER BY offset",
+        )?;
+        let found = statement
+            .query_map([file.0], |row| Ok((row.get(0)?, unsigned(row.get(1)?), unsigned(row.get(2)?))))?
+            .collect::<Result<Vec<_>, _>>()?;
+        if found.is_empty() { Ok(whole(self.conn, file)?.into_iter().collect()) } else { Ok(found) }
+    }
+
+    /// The sums over a folder's files; zeros for a folder that is gone.
+    pub fn folder_totals(&self, fid: FolderRowId) -> Result<FolderTotals, StoreError> {
+        let mut statement = self.conn.prepare_cached(
+            "SELECT files, bytes_high, bytes_low, pending_files, pending_high, pending_low \
+             FROM folder_totals WHERE fid = ?1",
+        )?;
+        let totals = statement.query_row([fid.0], |row| {
+            Ok(FolderTotals {
+                files: unsigned(row.get(0)?),
+                bytes: joined(row.get(1)?, row.get(2)?),
+                pending_files: unsigned(row.get(3)?),
+                pending_bytes: joined(row.get(4)?, row.get(5)?),
+            })
+        });
+        Ok(totals.optional()?.unwrap_or_default())
+    }
+
+    /// The kept versions of a path, newest first.
+    pub fn kept(&self, fid: FolderRowId, key: &[u8]) -> Result<Vec<KeptRow>, StoreError> {
+        let sql = select_kept!("WHERE fid = ?1 AND key = ?2 ORDER BY at DESC, kid DESC");
+        let mut statement = self.conn.prepare_cached(sql)?;
+        Ok(statement.query_map((fid.0, key), kept_row)?.collect::<Result<_, _>>()?)
+    }
+
+    /// A folder's kept versions, oldest first, from the one after `after`; fewer than `limit` are the last ones.
+    pub fn kept_oldest(
+        &self,
+        fid: FolderRowId,
+        after: Option<(Timestamp, KeptRowId)>,
+        limit: usize,
+    ) -> Result<Vec<KeptRow>, StoreError> {
+        let sql = select_kept!("WHERE fid = ?1 AND (at, kid) > (?2, ?3) ORDER BY at, kid LIMIT ?4");
+        let (at, kid) = after.map_or((i64::MIN, i64::MIN), |(at, kid)| (signed(at.0), kid.0));
+        let mut statement = self.conn.prepare_cached(sql)?;
+        Ok(statement.query_map((fid.0, at, kid, rows(limit)), kept_row)?.collect::<Result<_, _>>()?)
+    }
+
+    /// Bytes of all kept versions of a folder.
+    pub fn kept_bytes(&self, fid: FolderRowId) -> Result<u64, StoreError> {
+        let sql = "SELECT coalesce(sum(size >> 32), 0), coalesce(sum(size & 0xffffffff), 0) FROM kept WHERE fid = ?1";
+        let mut statement = self.conn.prepare_cached(sql)?;
+        Ok(statement.query_row([fid.0], |row| Ok(joined(row.get(0)?, row.get(1)?)))?)
+    }
+}
+
+/// Changes exactly one row; a caller that names another has kept what was removed.
+fn change_one(conn: &Connection, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<(), StoreError> {
+    match conn.prepare_cached(sql)?.execute(values)? {
+        1 => Ok(()),
+        other => Err(rusqlite::Error::StatementChangedRows(other).into()),
+    }
+}
+
+/// The chunk that is all of a file: what its hash on disk says.
+fn whole(conn: &Connection, file: FileRowId) -> Result<Option<([u8; 32], u64, u64)>, StoreError> {
+    let mut statement = conn.prepare_cached(
+        "SELECT disk_hash, disk_size FROM files \
+         WHERE file = ?1 AND disk_hash IS NOT NULL AND disk_size BETWEEN 1 AND ?2",
+    )?;
+    let found = statement.query_row((file.0, signed(MAX_CHUNK)), |row| Ok((row.get(0)?, 0, unsigned(row.get(1)?))));
+    Ok(found.optional()?)
+}
+
+/// The first key that follows another, or the first of all.
+fn following(key: Option<&[u8]>) -> Vec<u8> {
+    key.map(|key| [key, &[0]].concat()).unwrap_or_default()
+}
+
+/// A number of rows as SQL has it.
+fn rows(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+/// A sum from those of its upper and lower halves.
+fn joined(high: i64, low: i64) -> u64 {
+    let sum = (u128::from(unsigned(high)) << 32) + u128::from(unsigned(low));
+    u64::try_from(sum).unwrap_or(u64::MAX)
+}
+
+fn folder_row(row: &Row<'_>) -> rusqlite::Result<FolderRow> {
+    Ok(FolderRow {
+        fid: FolderRowId(row.get(0)?),
+        group: GroupId(row.get(1)?),
+        id: FolderId(row.get(2)?),
+        name: row.get(3)?,
+        root: row.get(4)?,
+        settings: row.get(5)?,
+        cursor: Cursor(unsigned(row.get(6)?)),
+    })
+}
+
+fn file_row(row: &Row<'_>) -> rusqlite::Result<FileRow> {
+    let disk = match row.get(6)? {
+        None => None,
+        Some(kind) => Some(DiskState {
+            kind,
+            size: unsigned(row.get(7)?),
+            mtime: row.get(8)?,
+            ino: row.get::<_, i64>(9)?.cast_unsigned(),
+            mode: row.get(10)?,
+            hash: row.get(11)?,
+            vector: row.get(12)?,
+        }),
+    };
+    Ok(FileRow {
+        file: FileRowId(row.get(0)?),
+        key: row.get(1)?,
+        versions: row.get(2)?,
+        disk,
+        pending: row.get(3)?,
+        live: row.get(4)?,
+        size: unsigned(row.get(5)?),
+    })
+}
+
+fn kept_row(row: &Row<'_>) -> rusqlite::Result<KeptRow> {
+    Ok(KeptRow {
+        kid: KeptRowId(row.get(0)?),
+        key: row.get(1)?,
+        at: Timestamp(unsigned(row.get(2)?)),
+        name: row.get(3)?,
+        size: unsigned(row.get(4)?),
+        hash: row.get(5)?,
+        mode: row.get(6)?,
+        mtime: row.get(7)?,
+        reason: row.get(8)?,
+    })
+}

@@ -5,6 +5,7 @@
 pub mod connection;
 pub mod epochs;
 pub mod feed;
+pub mod folder;
 pub mod judge;
 pub mod membership;
 pub mod pairing;

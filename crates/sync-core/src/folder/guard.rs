@@ -1,0 +1,166 @@
+//! When so much goes at once that somebody is asked first.
+
+use std::collections::BTreeMap;
+
+use sync_types::folder::TreePath;
+
+use super::reconcile::{Displaced, Plan};
+
+/// Paths of which it is remembered that they changed lately; beyond that, changes are counted without a look at which.
+const MAX_RECENT: usize = 1 << 16;
+/// Milliseconds that are counted together beyond [`MAX_RECENT`].
+const SLICE: u64 = 60_000;
+
+/// When to ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// More than so many of a hundred of the folder's files.
+    pub percent: u8,
+    /// And at least so many.
+    pub least: u64,
+    /// Of those that went in the last milliseconds, and those that wait.
+    pub window: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { percent: 50, least: 20, window: 10 * 60_000 }
+    }
+}
+
+/// How many files' content goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Files removed.
+    pub deleted: u64,
+    /// Files replaced.
+    pub rewritten: u64,
+}
+
+impl Counts {
+    /// What a plan takes away; what it moves, makes, or renames as a conflict is not counted.
+    #[must_use]
+    pub fn of(plan: &Plan) -> Self {
+        let mut counts = Self::default();
+        plan.displaced().for_each(|(_, how)| counts.add(how));
+        counts
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.deleted.saturating_add(self.rewritten)
+    }
+
+    /// Counts one more.
+    pub fn add(&mut self, how: Displaced) {
+        let count = match how {
+            Displaced::Deleted => &mut self.deleted,
+            Displaced::Rewritten => &mut self.rewritten,
+        };
+        *count = count.saturating_add(1);
+    }
+
+    fn join(&mut self, other: Self) {
+        self.deleted = self.deleted.saturating_add(other.deleted);
+        self.rewritten = self.rewritten.saturating_add(other.rewritten);
+    }
+}
+
+/// Whether to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is what happens every day.
+    Go,
+    /// Somebody is to say that it is meant.
+    Hold {
+        /// Files removed, those that went lately included.
+        deleted: u64,
+        /// Files replaced, those that went lately included.
+        rewritten: u64,
+        /// Files the folder had before.
+        of: u64,
+    },
+}
+
+/// Adds up what went lately and what waits, so that a mass change is one however it is cut into batches.
+///
+/// Times are milliseconds from any fixed beginning on a clock that does not go back.
+#[derive(Debug, Clone)]
+pub struct Guard {
+    settings: Settings,
+    recent: BTreeMap<u64, (u64, Displaced)>,
+    more: BTreeMap<u64, Counts>,
+    confirmed: u64,
+    forgot: u64,
+}
+
+impl Guard {
+    /// A guard that has seen nothing.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, recent: BTreeMap::new(), more: BTreeMap::new(), confirmed: 0, forgot: 0 }
+    }
+
+    /// Takes note of content that went from a path. A file that is rewritten again and again is one file.
+    pub fn applied(&mut self, now: u64, path: &TreePath, how: Displaced) {
+        if now.saturating_sub(self.forgot) >= SLICE {
+            self.forget(now);
+        }
+        let id = id(path);
+        if self.recent.len() < MAX_RECENT || self.recent.contains_key(&id) {
+            self.recent.insert(id, (now, how));
+        } else {
+            self.more.entry(now / SLICE).or_default().add(how);
+        }
+    }
+
+    /// Judges what waits in a folder that has so many files on this disk.
+    pub fn check(&mut self, now: u64, files: u64, pending: Counts) -> Verdict {
+        self.forget(now);
+        let mut counts = self.lately();
+        let of = files.saturating_add(counts.deleted);
+        counts.join(pending);
+        if counts.total() == 0 {
+            self.confirmed = 0;
+        }
+        let Settings { percent, least, .. } = self.settings;
+        let share = u128::from(counts.total()) * 100 > u128::from(of) * u128::from(percent);
+        let unconfirmed = counts.total().saturating_sub(self.confirmed);
+        if share && unconfirmed >= least.max(1) {
+            let Counts { deleted, rewritten } = counts;
+            return Verdict::Hold { deleted, rewritten, of };
+        }
+        Verdict::Go
+    }
+
+    /// Somebody said that what went lately and what waits now is meant; only what comes on top is counted, until all is
+    /// done and forgotten.
+    pub fn confirm(&mut self, now: u64, pending: Counts) {
+        self.forget(now);
+        let mut counts = self.lately();
+        counts.join(pending);
+        self.confirmed = counts.total();
+    }
+
+    fn lately(&self) -> Counts {
+        let mut counts = Counts::default();
+        self.recent.values().for_each(|(_, how)| counts.add(*how));
+        self.more.values().for_each(|more| counts.join(*more));
+        counts
+    }
+
+    fn forget(&mut self, now: u64) {
+        self.forgot = now;
+        let since = now.saturating_sub(self.settings.window);
+        self.recent.retain(|_, (at, _)| *at >= since);
+        self.more.retain(|slice, _| *slice >= since / SLICE);
+    }
+}
+
+/// Tells paths apart: two of one number would count as one, which nobody can bring about for many.
+fn id(path: &TreePath) -> u64 {
+    let hash = blake3::hash(path.as_str().as_bytes());
+    let (id, _) = hash.as_bytes().split_first_chunk::<8>().expect("BUG: a hash is shorter than eight bytes");
+    u64::from_le_bytes(*id)
+}

@@ -17,6 +17,7 @@ use sync_types::{
 };
 use tokio::sync::{broadcast, watch};
 
+use crate::chunks::Chunks;
 use crate::device::Inner;
 use crate::error::ClientError;
 use crate::event::{EVENT_BACKLOG, Event};
@@ -54,6 +55,7 @@ pub(crate) struct Shared {
 pub(crate) struct Group {
     pub(crate) id: GroupId,
     pub(crate) peers: Peers,
+    pub(crate) chunks: Chunks,
     shared: Shared,
     keys: Arc<RwLock<GroupKeys>>,
     author: RwLock<Arc<Author>>,
@@ -107,6 +109,7 @@ impl Group {
         let group = Arc::new(Self {
             id: row.id,
             peers: Peers::default(),
+            chunks: Chunks::default(),
             shared,
             keys,
             author: RwLock::new(Arc::new(author)),

@@ -38,6 +38,7 @@
 //!
 //! `docs/library.md` is the guide, and `examples/` has programs that run.
 
+pub mod chunks;
 mod client;
 mod config;
 mod device;

@@ -15,6 +15,7 @@ use sync_types::{AuthorId, DeviceId, ErrorCode, Frame, GroupId, ReplicaId};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::chunks::{self, Open};
 use crate::device::Inner;
 use crate::event::Event;
 use crate::group::{Group, PeerFacts};
@@ -321,6 +322,7 @@ async fn converse(
     let (progress, mut reports) = mpsc::channel(EVENTS);
     let watch = async {
         let mut known = None;
+        let mut moving: Option<Open> = None;
         let deadline = tokio::time::Instant::now() + ESTABLISH_WAIT;
         loop {
             let report = tokio::select! {
@@ -349,6 +351,7 @@ async fn converse(
                         cancel.cancel();
                         continue;
                     }
+                    moving = Some(chunks::open(device, group, session, connection));
                     known = Some((replica, name.clone()));
                     unproven.take();
                     let facts = PeerFacts { replica, author, device: peer, name: name.clone(), addresses };
@@ -365,6 +368,7 @@ async fn converse(
                 _ => {}
             }
         }
+        drop(moving);
         known
     };
     let (close, known) = tokio::join!(link::run(group, connection, stream, side, first, progress, &cancel), watch);

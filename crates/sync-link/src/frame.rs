@@ -1,6 +1,9 @@
 //! Frames on a stream: a length as `u32` big-endian, then that many bytes.
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use std::collections::VecDeque;
+
+pub use bytes::Bytes;
+use bytes::BytesMut;
 use iroh::endpoint::{ReadError, RecvStream, SendStream, StoppedError, VarInt, WriteError};
 
 use crate::iroh_link::CloseReason;
@@ -17,8 +20,15 @@ pub struct FrameStream {
 impl FrameStream {
     pub(crate) fn new(send: SendStream, receive: RecvStream, max_frame: usize) -> Self {
         Self {
-            sender: FrameSender { stream: send, max_frame, buffer: BytesMut::new(), queue: Vec::new(), queued: 0 },
-            receiver: FrameReceiver { stream: receive, max_frame, buffer: BytesMut::new() },
+            sender: FrameSender {
+                stream: send,
+                max_frame,
+                buffer: BytesMut::new(),
+                queue: Vec::new(),
+                queued: 0,
+                owed: 0,
+            },
+            receiver: FrameReceiver { stream: receive, max_frame, arrived: VecDeque::new(), frame: Partial::default() },
         }
     }
 
@@ -41,6 +51,8 @@ pub struct FrameSender {
     queue: Vec<Bytes>,
     /// Bytes in `queue` and `buffer`.
     queued: usize,
+    /// Bytes of the frame begun that are still to come.
+    owed: usize,
 }
 
 impl FrameSender {
@@ -53,23 +65,55 @@ impl FrameSender {
     /// A frame above the bound is refused with [`FrameError::TooLong`] and the stream stays usable.
     pub async fn send(&mut self, frame: impl Into<Bytes>) -> Result<(), FrameError> {
         let frame = frame.into();
-        let too_long = FrameError::TooLong { got: frame.len(), max: self.max_frame };
-        if frame.len() > self.max_frame {
+        self.begin(frame.len())?;
+        self.part(frame).await
+    }
+
+    /// Begins a frame of so many bytes, which follow by [`part`](Self::part).
+    ///
+    /// # Errors
+    /// A frame above the bound is refused with [`FrameError::TooLong`] and the stream stays usable; one that begins
+    /// inside another is [`FrameError::Truncated`].
+    pub fn begin(&mut self, len: usize) -> Result<(), FrameError> {
+        let too_long = FrameError::TooLong { got: len, max: self.max_frame };
+        if len > self.max_frame {
             return Err(too_long);
         }
-        let header = u32::try_from(frame.len()).map_err(|_| too_long)?;
+        if self.owed > 0 {
+            return Err(FrameError::Truncated);
+        }
+        let header = u32::try_from(len).map_err(|_| too_long)?;
         self.buffer.extend_from_slice(&header.to_be_bytes());
-        self.queued += HEADER_LEN + frame.len();
-        if frame.len() < COPY_BELOW {
-            self.buffer.extend_from_slice(&frame);
+        self.queued += HEADER_LEN;
+        self.owed = len;
+        Ok(())
+    }
+
+    /// Queues bytes of the frame begun; waits and may be dropped like [`send`](Self::send).
+    ///
+    /// # Errors
+    /// More than the frame announced is refused with [`FrameError::TooLong`].
+    pub async fn part(&mut self, bytes: impl Into<Bytes>) -> Result<(), FrameError> {
+        let bytes = bytes.into();
+        let too_long = FrameError::TooLong { got: bytes.len(), max: self.owed };
+        self.owed = self.owed.checked_sub(bytes.len()).ok_or(too_long)?;
+        self.queued += bytes.len();
+        if bytes.len() < COPY_BELOW {
+            self.buffer.extend_from_slice(&bytes);
         } else {
             self.seal_buffer();
-            self.queue.push(frame);
+            self.queue.push(bytes);
         }
         if self.queued >= WRITE_AT {
             self.flush().await?;
         }
         Ok(())
+    }
+
+    /// Lets what is sent here wait for what the connection's other streams have to send, which is of priority 0.
+    pub fn set_priority(&self, priority: i32) {
+        // fails only if the stream has ended, and then nothing is sent
+        let _ = self.stream.set_priority(priority);
     }
 
     /// Hands everything queued to the stream, which sends it without further calls.
@@ -121,8 +165,19 @@ impl FrameSender {
 pub struct FrameReceiver {
     stream: RecvStream,
     max_frame: usize,
-    /// What has arrived and belongs to frames not handed out yet.
-    buffer: BytesMut,
+    /// What has arrived and belongs to frames not begun yet.
+    arrived: VecDeque<Bytes>,
+    frame: Partial,
+}
+
+/// What there is of a frame.
+#[derive(Debug, Default)]
+struct Partial {
+    header: [u8; HEADER_LEN],
+    /// Bytes of the header that are there.
+    headed: usize,
+    /// Grows with what arrives and not with what is announced, which counts up to [`FIRST_ROOM`] only.
+    bytes: Vec<u8>,
 }
 
 impl FrameReceiver {
@@ -134,20 +189,25 @@ impl FrameReceiver {
     /// [`FrameError::TooLong`] if the announced length is above the bound; it is returned again by later calls.
     pub async fn recv(&mut self) -> Result<Option<Bytes>, FrameError> {
         loop {
-            if let Some(frame) = self.take_frame()? {
+            if let Some(frame) = self.frame.take_from(&mut self.arrived, self.max_frame)? {
                 return Ok(Some(frame));
             }
             let mut chunks = [const { Bytes::new() }; CHUNKS_PER_READ];
             let Some(count) = self.stream.read_many_chunks(&mut chunks).await? else {
-                return match self.buffer.len() {
-                    0 => Ok(None),
-                    _ => Err(FrameError::Truncated),
-                };
+                return if self.frame.headed == 0 { Ok(None) } else { Err(FrameError::Truncated) };
             };
-            for chunk in chunks.iter().take(count) {
-                self.buffer.extend_from_slice(chunk);
-            }
+            self.arrived.extend(chunks.into_iter().take(count));
         }
+    }
+
+    /// Bounds the frames that follow.
+    pub fn set_max_frame(&mut self, max_frame: usize) {
+        self.max_frame = max_frame;
+    }
+
+    /// Bytes that have arrived of the frame that is awaited: whether a slow peer sends at all.
+    pub fn progress(&self) -> usize {
+        self.frame.headed + self.frame.bytes.len()
     }
 
     /// Tells the peer that nothing more will be read.
@@ -155,21 +215,45 @@ impl FrameReceiver {
         // fails only if the stream has ended, and then there is nothing to stop
         let _ = self.stream.stop(VarInt::from_u32(code));
     }
+}
 
-    /// Cuts one frame off the buffer, which grows with what arrives and never with what is announced.
-    fn take_frame(&mut self) -> Result<Option<Bytes>, FrameError> {
-        let Some(header) = self.buffer.first_chunk::<HEADER_LEN>() else {
-            return Ok(None);
-        };
-        let length = usize::try_from(u32::from_be_bytes(*header)).unwrap_or(usize::MAX);
-        if length > self.max_frame {
-            return Err(FrameError::TooLong { got: length, max: self.max_frame });
+impl Partial {
+    /// Takes bytes until a frame is whole.
+    fn take_from(&mut self, arrived: &mut VecDeque<Bytes>, max: usize) -> Result<Option<Bytes>, FrameError> {
+        loop {
+            if self.headed == HEADER_LEN {
+                let length = usize::try_from(u32::from_be_bytes(self.header)).unwrap_or(usize::MAX);
+                if length > max {
+                    return Err(FrameError::TooLong { got: length, max });
+                }
+                let missing = length - self.bytes.len();
+                if missing == 0 {
+                    self.headed = 0;
+                    return Ok(Some(std::mem::take(&mut self.bytes).into()));
+                }
+                let Some(chunk) = arrived.front_mut() else { return Ok(None) };
+                let taken = chunk.split_to(chunk.len().min(missing));
+                self.make_room(taken.len(), length);
+                self.bytes.extend_from_slice(&taken);
+            } else {
+                let Some(chunk) = arrived.front_mut() else { return Ok(None) };
+                let taken = chunk.split_to(chunk.len().min(HEADER_LEN - self.headed));
+                self.header[self.headed..self.headed + taken.len()].copy_from_slice(&taken);
+                self.headed += taken.len();
+            }
+            if arrived.front().is_some_and(Bytes::is_empty) {
+                arrived.pop_front();
+            }
         }
-        if self.buffer.len() - HEADER_LEN < length {
-            return Ok(None);
+    }
+
+    /// Makes room for bytes that are there, and for as many again.
+    fn make_room(&mut self, more: usize, length: usize) {
+        let needed = self.bytes.len() + more;
+        if needed > self.bytes.capacity() {
+            let capacity = needed.max(2 * self.bytes.capacity()).max(FIRST_ROOM).min(length);
+            self.bytes.reserve_exact(capacity - self.bytes.len());
         }
-        self.buffer.advance(HEADER_LEN);
-        Ok(Some(self.buffer.split_to(length).freeze()))
     }
 }
 
@@ -239,3 +323,6 @@ const WRITE_AT: usize = 64 * 1024;
 
 /// Chunks taken from the stream under one lock; each is about one packet, so this is one receive batch.
 const CHUNKS_PER_READ: usize = 64;
+
+/// Room made for the first bytes of a frame: what a stream of small frames needs, too little to matter if nothing follows.
+const FIRST_ROOM: usize = 64 * 1024;

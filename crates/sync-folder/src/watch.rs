@@ -1,0 +1,313 @@
+//! Tells which paths of a folder were changed, soon after and not one by one.
+//!
+//! What is told is a hint: whoever hears it looks at the paths and at everything below them. That also covers what was
+//! put into a new directory before the system began to watch it.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind, RenameMode};
+use notify::{Config, RecommendedWatcher, RecursiveMode, Watcher as _};
+use sync_types::folder::{OWN_DIR, TreePath};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+
+use crate::root::Root;
+
+/// How long nothing may happen before what did is told: what a program does to save one file takes less.
+pub const QUIET: Duration = Duration::from_millis(10);
+/// How long is waited for quiet at most.
+pub const AT_MOST: Duration = Duration::from_millis(100);
+/// Paths told at once; looking at everything is quicker than at more of them.
+pub const MAX_PATHS: usize = 4096;
+/// Tidings that wait to be heard; what follows them is gathered until then.
+const WAITING: usize = 1;
+
+/// What was changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Changed {
+    /// Something at these paths or below them.
+    Paths(BTreeSet<TreePath>),
+    /// Nobody knows what: everything is looked at again.
+    Everything(Reason),
+}
+
+/// Why nobody knows what was changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// More happened than the system kept.
+    Overflow,
+    /// More than [`MAX_PATHS`] paths at once.
+    TooManyPaths,
+    /// The root itself was moved, removed or changed.
+    Root,
+    /// The system did not say where.
+    Unknown,
+    /// New directories are not watched: the system's limit is reached. From now on changes in them are not told.
+    Limit,
+    /// Watching failed. From now on some changes are not told.
+    Failed,
+}
+
+/// Why a folder cannot be watched; it is looked through from time to time instead.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WatchError {
+    /// The system watches no more directories.
+    #[error("too many directories to watch; raise fs.inotify.max_user_watches to hear of changes at once")]
+    Limit,
+    /// Changes made elsewhere are not told on a network's file system.
+    #[error("changes are not told on a {0} file system; the folder is looked through from time to time")]
+    FileSystem(&'static str),
+    /// The system refused.
+    #[error("cannot watch the folder: {0}")]
+    Io(io::Error),
+}
+
+impl From<notify::Error> for WatchError {
+    fn from(error: notify::Error) -> Self {
+        match error.kind {
+            notify::ErrorKind::MaxFilesWatch => Self::Limit,
+            // too many instances of inotify
+            notify::ErrorKind::Io(error) if error.raw_os_error() == Some(EMFILE) => Self::Limit,
+            notify::ErrorKind::Io(error) => Self::Io(error),
+            other => Self::Io(io::Error::other(notify::Error::new(other))),
+        }
+    }
+}
+
+/// The number of "too many open files", the same on every Unix.
+const EMFILE: i32 = 24;
+
+/// Watches a folder until it is dropped.
+#[derive(Debug)]
+pub struct Watcher {
+    shared: Arc<Shared>,
+}
+
+impl Watcher {
+    /// Begins to watch; what is changed after this returned is told.
+    pub fn start(root: &Root) -> Result<(Self, Receiver<Changed>), WatchError> {
+        if let Some(name) = network_file_system(root) {
+            return Err(WatchError::FileSystem(name));
+        }
+        // macOS tells the paths of what it watches with every link resolved
+        let path = root.path().canonicalize().map_err(WatchError::Io)?;
+        let shared = Arc::new(Shared::default());
+        let handler = Handler { root: path.clone(), shared: shared.clone() };
+        let mut watcher =
+            RecommendedWatcher::new(move |event| handler.handle(event), Config::default().with_follow_symlinks(false))?;
+        watcher.watch(&path, RecursiveMode::Recursive)?;
+        // not all systems can leave something out; what they tell of it is dropped
+        if let Err(error) = watcher.unwatch(&path.join(OWN_DIR)) {
+            tracing::debug!(%error, "own directory stays watched");
+        }
+        let (told, changes) = channel(WAITING);
+        let gathering = shared.clone();
+        let spawned = thread::Builder::new().name("folder-watch".to_owned());
+        spawned.spawn(move || gather(&gathering, watcher, &told)).map_err(WatchError::Io)?;
+        Ok((Self { shared }, changes))
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.shared.lock().is_stopped = true;
+        self.shared.changed.notify_all();
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    pending: Mutex<Pending>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What happened and was not told yet.
+#[derive(Debug, Default)]
+struct Pending {
+    paths: BTreeSet<TreePath>,
+    everything: Option<Reason>,
+    /// A directory is new: it may not be watched yet.
+    has_new_directory: bool,
+    /// Counts what happened, to see whether it is quiet.
+    events: u64,
+    is_stopped: bool,
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.paths.is_empty() && self.everything.is_none()
+    }
+
+    fn add(&mut self, path: TreePath) {
+        self.events += 1;
+        if self.everything.is_some() {
+            return;
+        }
+        self.paths.insert(path);
+        if self.paths.len() > MAX_PATHS {
+            self.add_everything(Reason::TooManyPaths);
+        }
+    }
+
+    fn add_everything(&mut self, reason: Reason) {
+        self.events += 1;
+        self.paths.clear();
+        // that some changes are never told again must not be lost behind a passing reason
+        if !matches!(self.everything, Some(Reason::Limit | Reason::Failed)) {
+            self.everything = Some(reason);
+        }
+    }
+
+    fn take(&mut self) -> Changed {
+        self.has_new_directory = false;
+        match self.everything.take() {
+            Some(reason) => Changed::Everything(reason),
+            None => Changed::Paths(std::mem::take(&mut self.paths)),
+        }
+    }
+}
+
+/// Hears of events on the thread of the library, which must not wait.
+struct Handler {
+    root: PathBuf,
+    shared: Arc<Shared>,
+}
+
+impl Handler {
+    fn handle(&self, event: notify::Result<notify::Event>) {
+        let mut pending = self.shared.lock();
+        let before = pending.events;
+        match event {
+            Err(error) if matches!(error.kind, notify::ErrorKind::MaxFilesWatch) => {
+                pending.add_everything(Reason::Limit);
+            }
+            Err(error) => {
+                tracing::debug!(%error, "watching failed");
+                pending.add_everything(Reason::Failed);
+            }
+            Ok(event) if event.need_rescan() => pending.add_everything(Reason::Overflow),
+            // reading changes nothing; our own scans would be told without end
+            Ok(event) if is_reading(event.kind) => {}
+            Ok(event) if event.paths.is_empty() => pending.add_everything(Reason::Unknown),
+            Ok(event) => {
+                for path in &event.paths {
+                    self.add(&mut pending, path, event.kind);
+                }
+            }
+        }
+        if pending.events != before {
+            drop(pending);
+            self.shared.changed.notify_all();
+        }
+    }
+
+    fn add(&self, pending: &mut Pending, path: &Path, kind: EventKind) {
+        match path.strip_prefix(&self.root) {
+            Ok(below) if below.as_os_str().is_empty() => {
+                // its own times change with every name in it, which is told by itself
+                if !matches!(kind, EventKind::Modify(ModifyKind::Metadata(_))) {
+                    pending.add_everything(Reason::Root);
+                }
+            }
+            Ok(below) => {
+                if let Some(path) = tree_path(below) {
+                    pending.has_new_directory |= may_be_new_directory(kind);
+                    pending.add(path);
+                }
+            }
+            Err(_) => pending.add_everything(Reason::Unknown),
+        }
+    }
+}
+
+/// The path, if a record can name it; what cannot be named is found and reported by the next scan.
+fn tree_path(below: &Path) -> Option<TreePath> {
+    let components = below.components().map(|component| component.as_os_str().to_str());
+    TreePath::new(components.collect::<Option<Vec<_>>>()?.join("/")).ok()
+}
+
+fn is_reading(kind: EventKind) -> bool {
+    matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
+}
+
+fn may_be_new_directory(kind: EventKind) -> bool {
+    use EventKind::{Any, Create, Modify};
+    use RenameMode::From;
+    match kind {
+        Create(kind) => kind != CreateKind::File,
+        Modify(ModifyKind::Name(mode)) => mode != From,
+        Any | Modify(ModifyKind::Any) => true,
+        _ => false,
+    }
+}
+
+/// Tells what happened once it is quiet, until nobody listens.
+fn gather(shared: &Shared, mut watcher: RecommendedWatcher, told: &Sender<Changed>) {
+    loop {
+        let mut pending = shared.lock();
+        while pending.is_empty() && !pending.is_stopped {
+            pending = shared.changed.wait(pending).unwrap_or_else(PoisonError::into_inner);
+        }
+        let first = Instant::now();
+        while !pending.is_stopped && first.elapsed() < AT_MOST {
+            let events = pending.events;
+            let quiet_from = Instant::now();
+            while pending.events == events && !pending.is_stopped && quiet_from.elapsed() < QUIET {
+                let left = QUIET.saturating_sub(quiet_from.elapsed());
+                pending = shared.changed.wait_timeout(pending, left).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            if pending.events == events {
+                break;
+            }
+        }
+        if pending.is_stopped {
+            return;
+        }
+        let has_new_directory = pending.has_new_directory;
+        let changed = pending.take();
+        drop(pending);
+        if has_new_directory {
+            // It is answered by the thread that adds watches to new directories, after it did: whoever looks at what is
+            // told from here on sees what happened before they were watched.
+            if let Err(error) = watcher.configure(Config::default().with_follow_symlinks(false)) {
+                tracing::debug!(%error, "the watcher did not answer");
+            }
+        }
+        if told.blocking_send(changed).is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn network_file_system(root: &Root) -> Option<&'static str> {
+    // the numbers of linux/magic.h, in the low half of a word that is signed on some machines
+    let kind = rustix::fs::fstatfs(root.dir()).ok()?.f_type;
+    match i128::from(kind) & 0xffff_ffff {
+        0x6969 => Some("NFS"),
+        0x517b | 0xff53_4d42 | 0xfe53_4d42 => Some("SMB"),
+        0x0102_1997 => Some("9P"),
+        0x00c3_6400 => Some("Ceph"),
+        0x5346_414f | 0x6b41_4653 => Some("AFS"),
+        0x7375_7245 => Some("Coda"),
+        _ => None,
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn network_file_system(_root: &Root) -> Option<&'static str> {
+    None
+}

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -22,6 +23,7 @@ use zeroize::Zeroizing;
 use crate::client::SyncClient;
 use crate::config::Config;
 use crate::error::ClientError;
+use crate::folders::{self, Folders};
 use crate::group::{Group, Shared};
 use crate::home::{Fingerprint, Home, HomeLock};
 use crate::keys::{Author, GroupKeys, SharedRng, draw, succession, with_rng};
@@ -93,6 +95,10 @@ pub(crate) struct Inner {
     /// Room for channels of peers that have not proven themselves.
     unproven: Arc<Semaphore>,
     warnings: Vec<String>,
+    home: PathBuf,
+    pub(crate) folders: Folders,
+    /// Bytes per second that chunks may use each way.
+    pub(crate) limit: watch::Sender<Option<u64>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -104,6 +110,11 @@ impl std::fmt::Debug for Inner {
 impl Inner {
     pub(crate) fn device_id(&self) -> DeviceId {
         self.device_id
+    }
+
+    /// The home's directory.
+    pub(crate) fn home_path(&self) -> &Path {
+        &self.home
     }
 
     pub(crate) fn endpoint(&self) -> Option<&Endpoint> {
@@ -242,6 +253,9 @@ impl Device {
             refused: AtomicU64::new(0),
             unproven: Arc::new(Semaphore::new(peers::MAX_UNPROVEN)),
             warnings,
+            home: home.path().to_owned(),
+            folders: Folders::default(),
+            limit: watch::channel(None).0,
         });
         // what is started ends with this, also when opening fails or is dropped
         let device = Self { inner: Owner::new(inner) };
@@ -251,6 +265,9 @@ impl Device {
             if row.active {
                 inner.open_group(row.id, copied).await?;
             }
+        }
+        if network.online {
+            folders::start_all(inner).await?;
         }
         if copied {
             remember_place(&inner.shared, &home).await?;

@@ -5,6 +5,7 @@ use sync_store::StoreError;
 use sync_types::GroupId;
 use sync_types::bounds::MAX_APP_BYTES;
 
+use crate::folders::FolderError;
 use crate::home::{HomeError, LockError};
 use crate::keys::KeysError;
 
@@ -102,6 +103,9 @@ pub enum ClientError {
     /// Not enough memory to derive a key.
     #[error("not enough memory to derive a key: {0}; free some and try again")]
     Memory(String),
+    /// Something about a folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// The client was closed.
     #[error("the client was closed")]
     Closed,
@@ -136,6 +140,7 @@ impl ClientError {
             Self::Secret(_) => "secret",
             Self::Keys(_) => "keys",
             Self::Memory(_) => "memory",
+            Self::Folder(error) => error.code(),
             Self::Closed => "closed",
         }
     }

@@ -1,6 +1,6 @@
 //! What a client tells its application while it runs.
 
-use sync_types::{AuthorId, BlobId, Cursor, ReplicaId};
+use sync_types::{AuthorId, BlobId, Cursor, FolderId, ReplicaId};
 use tokio::sync::broadcast;
 
 /// Events a subscriber may fall behind; one further behind is told that it lagged and pulls.
@@ -45,6 +45,18 @@ pub enum Event {
         name: String,
         /// Their author.
         author: AuthorId,
+    },
+    /// The picture of a folder changed: [`crate::Device::folders`] has the new one.
+    FolderChanged {
+        /// The folder.
+        folder: FolderId,
+    },
+    /// A file was kept under another name, because two devices changed it without knowing of each other.
+    FolderConflict {
+        /// The folder.
+        folder: FolderId,
+        /// The path of the copy.
+        path: String,
     },
     /// Something went wrong that does not end the client.
     Error {

@@ -218,6 +218,37 @@ impl Group {
         Err(StoreError::AuthorBehind(self.author().author()))
     }
 
+    /// Seals an entry into our feed that `build` makes of the database's present state, and does `work` in the same
+    /// commit; where it makes none, only the work. Both may run more than once, of which one counts.
+    pub(crate) async fn append_built<S: Send + 'static, T: Send + 'static>(
+        &self,
+        bytes: usize,
+        build: impl Fn(&sync_store::Reader<'_>) -> Result<(Option<Content>, S), StoreError> + Send + Sync + 'static,
+        work: impl Fn(&mut Txn<'_>, Option<&Appended>, S) -> Result<T, StoreError> + Send + Sync + 'static,
+    ) -> Result<T, StoreError> {
+        let (blob_id, digest_key) = (BlobId(draw(&self.shared.rng)), self.shared.digest_key);
+        let both = Arc::new((build, work));
+        for _ in 0..MAX_RENEWALS {
+            let author = self.author();
+            let id = author.author();
+            let (group, both) = (self.id, both.clone());
+            let write = self.shared.store.write(bytes, move |txn| {
+                let (content, state) = both.0(&txn.reader())?;
+                let Some(content) = content else { return both.1(txn, None, state) };
+                let digest = content.digest(&digest_key);
+                let entry = NewEntry { blob_id, timestamp: now(), content, digest };
+                let appended = txn.append(&group, &[entry], &*author)?;
+                both.1(txn, appended.first(), state)
+            });
+            match write.await {
+                Err(StoreError::AuthorBehind(_)) => self.renew_author(id, true).await?,
+                Err(StoreError::AuthorChanged { current, .. }) => self.adopt(current).await?,
+                done => return done,
+            }
+        }
+        Err(StoreError::AuthorBehind(self.author().author()))
+    }
+
     /// Goes on as the author that the database names: a renewal is under way, or was cut off behind its commit.
     async fn adopt(&self, current: AuthorId) -> Result<(), StoreError> {
         let _one = self.renewing.lock().await;

@@ -173,6 +173,14 @@ impl GroupKeys {
         self.epochs.keys().map(|(number, hash)| EpochId { number: *number, hash: *hash })
     }
 
+    /// Draws the chunker's table: the same on every device of the group, unknown outside.
+    #[must_use]
+    pub fn chunker_seed(&self) -> u64 {
+        let first = self.epochs.get(&(self.first.number, self.first.hash));
+        let secret = first.map(|(secret, _)| blake3::derive_key("syncshell v1 chunker", secret.expose_bytes()));
+        secret.map_or(0, |secret| u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|at| secret[at])))
+    }
+
     /// Every epoch that is known.
     #[must_use]
     pub fn everything(&self) -> Vec<(EpochId, EpochSecret)> {

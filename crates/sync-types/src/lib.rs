@@ -14,6 +14,7 @@ pub mod wire;
 
 pub use charter::{Charter, Chunker, GroupKind, Quorum};
 pub use envelope::{Class, Draft, Envelope, EnvelopeType, Header};
+pub use folder::{TreePath, Vector};
 pub use frame::{Carried, ErrorCode, FeedHave, Frame, Grant, Range, Scope, Want};
 pub use ids::*;
 pub use invite::{InviteRecord, InviteState, MemberRecord, Ticket};

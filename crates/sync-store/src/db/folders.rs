@@ -3,7 +3,6 @@
 //! Everything here is bytes and columns; the engine gives them meaning.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use sync_types::bounds::MAX_CHUNK;
 use sync_types::{Cursor, FolderId, GroupId, Timestamp};
 
 use super::convert::{signed, unsigned};
@@ -21,6 +20,14 @@ pub struct FileRowId(pub(super) i64);
 /// A kept version in this database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeptRowId(pub(super) i64);
+
+impl KeptRowId {
+    /// The number by which people name it.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        unsigned(self.0)
+    }
+}
 
 /// A folder of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -214,8 +221,8 @@ impl Txn<'_> {
                disk_kind, disk_size, disk_mtime, disk_ino, disk_mode, disk_hash, disk_vector) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) \
              ON CONFLICT (fid, key) DO UPDATE SET versions = ?3, live = ?4, size = ?5, pending = ?6, disk_kind = ?7, \
-               disk_size = ?8, disk_mtime = ?9, disk_ino = ?10, disk_mode = ?11, disk_hash = ?12, disk_vector = ?13 \
-             RETURNING file",
+               disk_size = ?8, disk_mtime = ?9, disk_ino = ?10, disk_mode = ?11, disk_hash = ?12, disk_vector = ?13, \
+               whole = whole AND disk_hash IS ?12 RETURNING file",
         )?;
         let values = params![
             fid.0,
@@ -267,7 +274,7 @@ impl Txn<'_> {
             disk.map(|disk| &disk.vector),
         ];
         let sql = "UPDATE files SET pending = ?2, disk_kind = ?3, disk_size = ?4, disk_mtime = ?5, disk_ino = ?6, \
-             disk_mode = ?7, disk_hash = ?8, disk_vector = ?9 WHERE file = ?1";
+             disk_mode = ?7, disk_hash = ?8, disk_vector = ?9, whole = whole AND disk_hash IS ?8 WHERE file = ?1";
         change_one(self.live()?, sql, values)
     }
 
@@ -279,15 +286,17 @@ impl Txn<'_> {
 
     /// Keeps which chunks lie in a file, by hash, offset and length, in place of those known before.
     ///
-    /// A file that is one chunk is found by the hash it has on disk, so its chunk takes no row.
+    /// Where the only chunk is all that lies on disk, the file's own hash finds it, and it takes no row.
     pub fn put_chunks(&mut self, file: FileRowId, chunks: &[([u8; 32], u64, u64)]) -> Result<(), StoreError> {
         let conn = self.live()?;
         conn.prepare_cached("DELETE FROM chunks WHERE file = ?1")?.execute([file.0])?;
-        if let [only] = chunks
-            && whole(conn, file)? == Some(*only)
-        {
-            return Ok(());
+        if let [(hash, 0, len)] = chunks {
+            let sql = "UPDATE files SET whole = 1 WHERE file = ?1 AND disk_hash = ?2 AND disk_size = ?3";
+            if conn.prepare_cached(sql)?.execute((file.0, hash, signed(*len)))? > 0 {
+                return Ok(());
+            }
         }
+        conn.prepare_cached("UPDATE files SET whole = 0 WHERE file = ?1 AND whole")?.execute([file.0])?;
         let mut statement = conn.prepare_cached(
             "INSERT INTO chunks (hash, fid, file, offset, len) \
              VALUES (?1, (SELECT fid FROM files WHERE file = ?2), ?2, ?3, ?4)",
@@ -425,10 +434,8 @@ impl Reader<'_> {
              WHERE c.hash = ?2 AND c.fid = ?1 LIMIT ?3",
         )?;
         let mut whole = self.conn.prepare_cached(
-            "SELECT f.key, 0, f.disk_size FROM files f INDEXED BY files_by_hash \
-             WHERE f.fid = ?1 AND substr(f.disk_hash, 1, 8) = substr(?2, 1, 8) AND f.disk_hash = ?2 \
-               AND f.disk_size BETWEEN 1 AND ?4 AND NOT EXISTS (SELECT 1 FROM chunks c \
-                 WHERE c.hash = ?2 AND c.fid = ?1 AND c.file = f.file AND c.offset = 0) LIMIT ?3",
+            "SELECT key, 0, disk_size FROM files INDEXED BY files_by_hash \
+             WHERE fid = ?1 AND substr(disk_hash, 1, 8) = substr(?2, 1, 8) AND disk_hash = ?2 AND whole LIMIT ?3",
         )?;
         let mut places = Vec::new();
         let mut rows_of = folders.query([self.gid(group)?])?;
@@ -441,7 +448,7 @@ impl Reader<'_> {
             for found in cut.query_map(params![fid, hash, rows(limit - places.len())], place)? {
                 places.push(found?);
             }
-            for found in whole.query_map(params![fid, hash, rows(limit - places.len()), signed(MAX_CHUNK)], place)? {
+            for found in whole.query_map(params![fid, hash, rows(limit - places.len())], place)? {
                 places.push(found?);
             }
             if places.len() >= limit {
@@ -459,12 +466,13 @@ impl Reader<'_> {
     /// The chunks that lie in a file, as [`Txn::put_chunks`] was given them, in order.
     pub fn chunk_list(&self, file: FileRowId) -> Result<Vec<([u8; 32], u64, u64)>, StoreError> {
         let mut statement = self.conn.prepare_cached(
-            "SELECT hash, offset, len FROM chunks INDEXED BY chunks_by_file WHERE file = ?1 ORDER BY offset",
+            "SELECT disk_hash, 0 AS offset, disk_size FROM files WHERE file = ?1 AND whole \
+             UNION ALL SELECT hash, offset, len FROM chunks WHERE file = ?1 ORDER BY offset",
         )?;
         let found = statement
             .query_map([file.0], |row| Ok((row.get(0)?, unsigned(row.get(1)?), unsigned(row.get(2)?))))?
-            .collect::<Result<Vec<_>, _>>()?;
-        if found.is_empty() { Ok(whole(self.conn, file)?.into_iter().collect()) } else { Ok(found) }
+            .collect::<Result<_, _>>()?;
+        Ok(found)
     }
 
     /// The sums over a folder's files; zeros for a folder that is gone.
@@ -518,16 +526,6 @@ fn change_one(conn: &Connection, sql: &str, values: &[&dyn rusqlite::ToSql]) -> 
         1 => Ok(()),
         other => Err(rusqlite::Error::StatementChangedRows(other).into()),
     }
-}
-
-/// The chunk that is all of a file: what its hash on disk says.
-fn whole(conn: &Connection, file: FileRowId) -> Result<Option<([u8; 32], u64, u64)>, StoreError> {
-    let mut statement = conn.prepare_cached(
-        "SELECT disk_hash, disk_size FROM files \
-         WHERE file = ?1 AND disk_hash IS NOT NULL AND disk_size BETWEEN 1 AND ?2",
-    )?;
-    let found = statement.query_row((file.0, signed(MAX_CHUNK)), |row| Ok((row.get(0)?, 0, unsigned(row.get(1)?))));
-    Ok(found.optional()?)
 }
 
 /// The first key that follows another, or the first of all.

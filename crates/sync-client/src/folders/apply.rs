@@ -1,0 +1,581 @@
+//! Makes the folder what the group says: decides, plans, and carries out, a page of paths at a time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use sync_core::folder::{
+    Action, Change, Disk, Operation, Over, Seen, Version, Versions, basis, conflict_path, decide, plan, settle,
+};
+use sync_folder::apply::{Applier, ApplyError, Expected};
+use sync_folder::versions::Kept;
+use sync_folder::walk;
+use sync_store::{Appended, Content, DiskState, FileRow, FolderRowId, NewKept, Reader, StoreError, Txn};
+use sync_types::folder::{Dot, KIND_RECORDS, Node, Record, RecordBatch, TreePath, folder_stream};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::assemble::{self, DIRECTORY_MODE, Job};
+use super::engine::Folder;
+use super::rows::{self, ChunkRow};
+use super::status::Direction;
+use crate::chunks::{ChunkFetcher, FetchQueue, Fetched};
+use crate::group::now;
+
+/// Paths decided on together: renames are found among them.
+const PAGE: usize = 8192;
+/// Rows below a path that are looked through at once for one that is live.
+const LOOKED_THROUGH: usize = 64;
+/// Paths whose new state is committed together.
+const COMMITTED: usize = 1024;
+/// Rounds one after the other where each left something for the next: a conflict takes two.
+const ROUNDS: usize = 8;
+
+/// What came of a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Round {
+    /// Nothing is left to do.
+    Done,
+    /// Something is left for later.
+    Left,
+}
+
+/// What was done at a path.
+pub(crate) struct Applied {
+    pub(crate) path: TreePath,
+    pub(crate) disk: Option<DiskState>,
+    pub(crate) chunks: Vec<ChunkRow>,
+    pub(crate) kept: Option<Kept>,
+}
+
+/// What applying keeps from round to round.
+pub(crate) struct Applying {
+    queue: FetchQueue,
+    fetched: mpsc::Receiver<Fetched>,
+    applier: Option<Arc<Applier>>,
+}
+
+/// The way changes go, as the decisions of `sync-core` take it.
+fn direction(direction: Direction) -> sync_core::folder::Direction {
+    match direction {
+        Direction::Both => sync_core::folder::Direction::Both,
+        Direction::SendOnly => sync_core::folder::Direction::SendOnly,
+        Direction::ReceiveOnly => sync_core::folder::Direction::ReceiveOnly,
+    }
+}
+
+/// Whether anything below a path exists, as far as the group says.
+fn live_below(reader: &Reader<'_>, fid: FolderRowId, key: &[u8]) -> Result<bool, StoreError> {
+    let mut after: Option<Vec<u8>> = None;
+    loop {
+        let page = reader.files_below(fid, key, after.as_deref(), LOOKED_THROUGH)?;
+        if page.iter().any(|row| row.live) {
+            return Ok(true);
+        }
+        let Some(last) = page.last().filter(|_| page.len() == LOOKED_THROUGH) else { return Ok(false) };
+        after = Some(last.key.clone());
+    }
+}
+
+/// What is to happen at a path.
+fn action(
+    reader: &Reader<'_>,
+    fid: FolderRowId,
+    key: &[u8],
+    versions: &Versions,
+    disk: Option<&Disk>,
+    way: Direction,
+) -> Result<Action, StoreError> {
+    let directory = versions.winner().is_some_and(|winner| winner.node == Node::Directory);
+    let live_below = !directory && live_below(reader, fid, key)?;
+    Ok(decide(&Seen { versions, disk, live_below, direction: direction(way) }))
+}
+
+/// Whether something is to be done at a path.
+pub(crate) fn differs(
+    reader: &Reader<'_>,
+    fid: FolderRowId,
+    key: &[u8],
+    versions: &Versions,
+    disk: Option<&DiskState>,
+    way: Direction,
+) -> Result<bool, StoreError> {
+    let disk = disk.map(|disk| rows::disk(disk, versions));
+    let action = action(reader, fid, key, versions, disk.as_ref(), way)?;
+    Ok(!matches!(action, Action::Nothing | Action::Held(_)))
+}
+
+/// Whether something is at a path, and its bytes.
+pub(crate) fn extent(versions: &Versions) -> (bool, u64) {
+    let size = match versions.winner().map(|winner| &winner.node) {
+        Some(Node::File(file)) => file.size,
+        _ => 0,
+    };
+    (versions.is_live(), size)
+}
+
+/// Notes what was done, in one commit; what the group says meanwhile is compared again.
+pub(crate) async fn commit(folder: &Folder, applied: Vec<Applied>) -> Result<(), StoreError> {
+    if applied.is_empty() {
+        return Ok(());
+    }
+    let (fid, way) = (folder.fid, folder.direction);
+    let bytes = applied.len() * 512;
+    let work = move |txn: &mut Txn<'_>| {
+        let mut pending = false;
+        for Applied { path, disk, chunks, kept } in applied {
+            let key = path.key();
+            pending |= put(txn, fid, &key, disk.as_ref(), &chunks, way)?;
+            if let Some(kept) = kept {
+                let name = kept.name;
+                let (size, mode, mtime) = (kept.size, kept.mode, kept.mtime);
+                txn.add_kept(fid, &NewKept { key, at: now(), name, size, hash: None, mode, mtime, reason: 0 })?;
+            }
+        }
+        Ok(pending)
+    };
+    if folder.store().write(bytes, work).await? {
+        folder.wake();
+    }
+    Ok(())
+}
+
+/// Puts what lies on disk into the index; whether something is still to be done there.
+fn put(
+    txn: &mut Txn<'_>,
+    fid: FolderRowId,
+    key: &[u8],
+    disk: Option<&DiskState>,
+    chunks: &[ChunkRow],
+    way: Direction,
+) -> Result<bool, StoreError> {
+    let versions = rows::versions(txn.reader().file(fid, key)?.as_ref())?;
+    let pending = differs(&txn.reader(), fid, key, &versions, disk, way)?;
+    let (live, size) = extent(&versions);
+    let file = txn.put_file(fid, key, &versions.encode(), live, size, disk, pending)?;
+    txn.put_chunks(file, chunks)?;
+    Ok(pending)
+}
+
+/// A path that is to be changed, and what the index says of it.
+struct Known {
+    disk: Option<DiskState>,
+    chunks: Vec<ChunkRow>,
+}
+
+impl Applying {
+    pub(crate) fn new(folder: &Arc<Folder>) -> Self {
+        let (queue, fetched) = ChunkFetcher::new(folder.group.clone());
+        Self { queue, fetched, applier: None }
+    }
+
+    /// Does what can be done now.
+    pub(crate) async fn round(&mut self, folder: &Arc<Folder>) -> Result<Round, StoreError> {
+        let Some(root) = folder.root() else { return Ok(Round::Left) };
+        let applier = match &self.applier {
+            Some(applier) if Arc::ptr_eq(applier.root(), &root) => applier.clone(),
+            _ => {
+                let applier = Arc::new(Applier::new(root));
+                let clearing = applier.clone();
+                // what was being received when the program ended is not taken up again yet
+                let cleared = tokio::task::spawn_blocking(move || clearing.clear_stale(&Default::default()));
+                if let Ok(Err(error)) = cleared.await {
+                    tracing::debug!(%error, "what was being received before stays");
+                }
+                self.applier = Some(applier.clone());
+                applier
+            }
+        };
+        let mut left = 0;
+        for _ in 0..ROUNDS {
+            left = 0;
+            let mut again = false;
+            let mut after: Option<Vec<u8>> = None;
+            loop {
+                let (fid, from) = (folder.fid, after.clone());
+                let page = folder.store().read(move |reader| reader.pending_after(fid, from.as_deref(), PAGE)).await?;
+                let Some(last) = page.last() else { break };
+                after = Some(last.key.clone());
+                let (more_left, more_again) = self.page(folder, &applier, page).await?;
+                left += more_left;
+                again |= more_again;
+                if folder.cancel.is_cancelled() {
+                    return Ok(Round::Left);
+                }
+            }
+            if !again {
+                break;
+            }
+        }
+        Ok(if left > 0 { Round::Left } else { Round::Done })
+    }
+
+    /// Does what is to be done at some paths; how many are left, and whether another round gets on at once.
+    async fn page(
+        &mut self,
+        folder: &Arc<Folder>,
+        applier: &Arc<Applier>,
+        page: Vec<FileRow>,
+    ) -> Result<(usize, bool), StoreError> {
+        let (fid, way) = (folder.fid, folder.direction);
+        let deciding = folder.store().read(move |reader| {
+            let mut changes = Vec::new();
+            let mut known = HashMap::new();
+            let mut settled = Vec::new();
+            for row in page {
+                let Some(path) = TreePath::from_key(&row.key) else { continue };
+                let versions = rows::versions(Some(&row))?;
+                let disk = row.disk.as_ref().map(|disk| rows::disk(disk, &versions));
+                let action = action(reader, fid, &row.key, &versions, disk.as_ref(), way)?;
+                // of what stays or moves the chunks are still there
+                let chunks = match row.disk {
+                    Some(_) => reader.chunk_list(row.file)?,
+                    None => Vec::new(),
+                };
+                match action {
+                    Action::Nothing | Action::Held(_) => {
+                        settled.push(Applied { path, disk: row.disk, chunks, kept: None });
+                    }
+                    action => {
+                        known.insert(path.clone(), Known { disk: row.disk, chunks });
+                        changes.push(Change { path, disk, action });
+                    }
+                }
+            }
+            Ok((changes, known, settled))
+        });
+        let (changes, known, settled) = deciding.await?;
+        commit(folder, settled).await?;
+        let planning = {
+            let root = applier.root().clone();
+            tokio::task::spawn_blocking(move || plan(changes, |path| entries(&root, path)))
+        };
+        let planned = planning.await.map_err(|_| StoreError::Closed)?;
+        let mut executor = Some(Executor {
+            folder: folder.clone(),
+            applier: applier.clone(),
+            known,
+            applied: Vec::new(),
+            left: 0,
+            again: false,
+            handle: Handle::current(),
+        });
+        if let Some(executor) = &mut executor {
+            executor.keep(planned.kept).await?;
+        }
+        let mut left = 0;
+        let mut operations = planned.operations.into_iter().peekable();
+        while operations.peek().is_some() {
+            let mut jobs = Vec::new();
+            while let Some(operation) = operations.next_if(is_job) {
+                if let (Some(job), Some(executor)) = (job(operation), &executor) {
+                    let before = executor.known.get(&job.0).and_then(|known| known.disk.clone());
+                    jobs.push(Job { path: job.0, take: job.1, before });
+                }
+            }
+            if !jobs.is_empty() {
+                left += assemble::run(folder, applier, &self.queue, &mut self.fetched, jobs).await?;
+            }
+            let mut others = Vec::new();
+            while let Some(operation) = operations.next_if(|operation| !is_job(operation)) {
+                others.push(operation);
+            }
+            if let (false, Some(mut doing)) = (others.is_empty(), executor.take()) {
+                let done = tokio::task::spawn_blocking(move || doing.run(others).map(|()| doing));
+                executor = Some(done.await.map_err(|_| StoreError::Closed)??);
+            }
+            if folder.cancel.is_cancelled() {
+                break;
+            }
+        }
+        let Some(executor) = executor else { return Ok((left, false)) };
+        Ok((left + executor.left, executor.again))
+    }
+}
+
+/// Whether an operation is a file whose content is to come.
+fn is_job(operation: &Operation) -> bool {
+    match operation {
+        Operation::Write { disk, over, .. } | Operation::Copy { disk, over, .. } => {
+            matches!(disk.node, Node::File(_)) && !matches!(over, Over::Conflict(_))
+        }
+        _ => false,
+    }
+}
+
+fn job(operation: Operation) -> Option<(TreePath, Disk)> {
+    match operation {
+        Operation::Write { path, disk, .. } | Operation::Copy { path, disk, .. } => Some((path, disk)),
+        _ => None,
+    }
+}
+
+/// What is in a directory, whatever it is.
+fn entries(root: &sync_folder::root::Root, path: &TreePath) -> Vec<TreePath> {
+    let Ok(dir) = root.open_dir(Some(path)) else { return Vec::new() };
+    let Ok(entries) = dir.entries() else { return vec![path.clone()] };
+    entries
+        .map(|entry| {
+            let name: Option<String> = entry.ok().and_then(|entry| entry.file_name().into_string().ok());
+            // what no record can name goes with no plan: the directory itself stands for it
+            name.and_then(|name| path.join(&name).ok()).unwrap_or_else(|| path.clone())
+        })
+        .collect()
+}
+
+/// Carries out operations one after the other, on a thread that may block.
+struct Executor {
+    folder: Arc<Folder>,
+    applier: Arc<Applier>,
+    known: HashMap<TreePath, Known>,
+    applied: Vec<Applied>,
+    left: usize,
+    again: bool,
+    handle: Handle,
+}
+
+impl Executor {
+    /// Directories that stay because something else is in them are as they should be.
+    async fn keep(&mut self, kept: Vec<TreePath>) -> Result<(), StoreError> {
+        let fid = self.folder.fid;
+        let mut keeping = Vec::new();
+        for path in kept {
+            let text = "others removed this directory; it stays because something in it is not synced".to_owned();
+            self.folder.set_path_problem(path.as_str(), Some(text));
+            keeping.extend(self.known.get(&path).and_then(|known| known.disk.clone()).map(|disk| (path.key(), disk)));
+        }
+        if keeping.is_empty() {
+            return Ok(());
+        }
+        self.folder
+            .store()
+            .write(0, move |txn| {
+                for (key, disk) in keeping {
+                    if let Some(row) = txn.reader().file(fid, &key)? {
+                        txn.set_disk(row.file, Some(&disk), false)?;
+                    }
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    fn run(&mut self, operations: Vec<Operation>) -> Result<(), StoreError> {
+        let mut claimed = Vec::new();
+        for operation in operations {
+            let path = operation.path().clone();
+            self.folder.claim(&path);
+            claimed.push(path.clone());
+            if let Operation::Move { from, .. } = &operation {
+                self.folder.claim(from);
+                claimed.push(from.clone());
+            }
+            match self.operate(operation) {
+                Ok(()) => self.folder.set_path_problem(path.as_str(), None),
+                Err(Failed::Store(error)) => {
+                    self.folder.release(&claimed);
+                    return Err(error);
+                }
+                Err(Failed::Apply(error)) => {
+                    self.left += 1;
+                    if matches!(error, ApplyError::Changed | ApplyError::NotEmpty | ApplyError::Missing) {
+                        self.folder.look_again(&path);
+                    }
+                    self.folder.set_path_problem(path.as_str(), Some(error.to_string()));
+                }
+            }
+            if self.applied.len() >= COMMITTED {
+                self.flush(&mut claimed)?;
+            }
+        }
+        self.flush(&mut claimed)
+    }
+
+    fn flush(&mut self, claimed: &mut Vec<TreePath>) -> Result<(), StoreError> {
+        if let Err(error) = self.applier.sync_dirs() {
+            tracing::warn!(%error, "directories could not be synced");
+        }
+        let done = self.handle.block_on(commit(&self.folder, std::mem::take(&mut self.applied)));
+        self.folder.release(&*claimed);
+        claimed.clear();
+        done
+    }
+
+    fn expected(&self, path: &TreePath) -> Expected {
+        let disk = self.known.get(path).and_then(|known| known.disk.as_ref());
+        disk.map_or(Expected::Nothing, |disk| Expected::This(rows::stat_of(disk)))
+    }
+
+    fn done(&mut self, path: TreePath, stat: &walk::Stat, disk: &Disk, kept: Option<Kept>, chunks: Vec<ChunkRow>) {
+        let state = rows::disk_state(stat, &disk.node, &disk.vector);
+        self.applied.push(Applied { path, disk: Some(state), chunks, kept });
+    }
+
+    fn operate(&mut self, operation: Operation) -> Result<(), Failed> {
+        match operation {
+            Operation::MakeDirectory { path, over: Over::Conflict(loser), disk }
+            | Operation::Write { path, over: Over::Conflict(loser), disk }
+            | Operation::Copy { path, over: Over::Conflict(loser), disk, .. } => self.conflict(path, &loser, &disk),
+            Operation::MakeDirectory { path, disk, over } => {
+                let kept = match (over, self.expected(&path)) {
+                    (Over::Keep, Expected::This(stat)) => self.applier.remove(&path, &stat)?,
+                    _ => None,
+                };
+                let stat = self.applier.make_dir(&path, disk.mode)?;
+                self.done(path, &stat, &disk, kept, Vec::new());
+                Ok(())
+            }
+            Operation::Write { path, disk, .. } | Operation::Copy { path, disk, .. } => {
+                let Node::Symlink(target) = &disk.node else { return Ok(()) };
+                let expected = self.expected(&path);
+                let placed = match (self.applier.make_link(&path, target, expected), path.parent()) {
+                    (Err(ApplyError::Missing), Some(parent)) => {
+                        self.applier.make_dir(&parent, DIRECTORY_MODE)?;
+                        self.applier.make_link(&path, target, expected)?
+                    }
+                    (placed, _) => placed?,
+                };
+                self.done(path, &placed.stat, &disk, placed.kept, Vec::new());
+                Ok(())
+            }
+            Operation::Move { from, path, disk } => {
+                let Expected::This(expected) = self.expected(&from) else { return Err(ApplyError::Changed.into()) };
+                let stat = match (self.applier.rename(&from, &expected, &path), path.parent()) {
+                    (Err(ApplyError::Missing), Some(parent)) => {
+                        self.applier.make_dir(&parent, DIRECTORY_MODE)?;
+                        self.applier.rename(&from, &expected, &path)?
+                    }
+                    (moved, _) => moved?,
+                };
+                let stat = if (stat.mode, stat.mtime) == (disk.mode, disk.mtime) {
+                    stat
+                } else {
+                    self.applier.set_meta(&path, &stat, disk.mode, Some(disk.mtime))?
+                };
+                let chunks = self.known.get_mut(&from).map(|known| std::mem::take(&mut known.chunks));
+                self.applied.push(Applied { path: from, disk: None, chunks: Vec::new(), kept: None });
+                self.done(path, &stat, &disk, None, chunks.unwrap_or_default());
+                Ok(())
+            }
+            Operation::SetMeta { path, disk } => {
+                let Expected::This(expected) = self.expected(&path) else { return Err(ApplyError::Changed.into()) };
+                let stat = self.applier.set_meta(&path, &expected, disk.mode, None)?;
+                let chunks = self.chunks(&path);
+                self.done(path, &stat, &disk, None, chunks);
+                Ok(())
+            }
+            Operation::Adopt { path, disk } => {
+                let known = self.known.get(&path).and_then(|known| known.disk.clone());
+                let chunks = self.chunks(&path);
+                if let Some(mut state) = known {
+                    state.vector = rows::encode_vector(&disk.vector);
+                    self.applied.push(Applied { path, disk: Some(state), chunks, kept: None });
+                }
+                Ok(())
+            }
+            Operation::Remove { path } => {
+                let kept = match self.expected(&path) {
+                    Expected::This(stat) => self.applier.remove(&path, &stat)?,
+                    Expected::Nothing => None,
+                };
+                self.applied.push(Applied { path, disk: None, chunks: Vec::new(), kept });
+                Ok(())
+            }
+            Operation::RemoveDirectory { path } => {
+                self.applier.remove_dir(&path)?;
+                self.applied.push(Applied { path, disk: None, chunks: Vec::new(), kept: None });
+                Ok(())
+            }
+        }
+    }
+
+    fn chunks(&mut self, path: &TreePath) -> Vec<ChunkRow> {
+        self.known.get_mut(path).map(|known| std::mem::take(&mut known.chunks)).unwrap_or_default()
+    }
+
+    /// What lies at a path lost: it is renamed, and both that and what won are told. What won comes in the next round.
+    fn conflict(&mut self, path: TreePath, loser: &Version, take: &Disk) -> Result<(), Failed> {
+        let Expected::This(expected) = self.expected(&path) else { return Err(ApplyError::Changed.into()) };
+        let fid = self.folder.fid;
+        let row_at = |path: &TreePath| {
+            let key = path.key();
+            self.handle.block_on(self.folder.store().read(move |reader| reader.file(fid, &key)))
+        };
+        let taken = |copy: &TreePath| {
+            let said = row_at(copy).ok().flatten().is_some_and(|row| row.live || row.disk.is_some());
+            said || !matches!(walk::stat(self.applier.root(), copy), Ok(None))
+        };
+        let copy = conflict_path(&path, loser, taken);
+        self.folder.claim(&copy);
+        let moved = self.applier.rename(&path, &expected, &copy);
+        let stat = match moved {
+            Ok(stat) => stat,
+            Err(error) => {
+                self.folder.release([&copy]);
+                return Err(error.into());
+            }
+        };
+        if let Err(error) = self.applier.sync_dirs() {
+            tracing::warn!(%error, "directories could not be synced");
+        }
+        let versions = rows::versions(row_at(&copy)?.as_ref())?;
+        let records = settle(path.clone(), take, copy.clone(), basis(&versions, None), loser);
+        let chunks = self.chunks(&path);
+        let told = self.handle.block_on(tell_conflict(&self.folder, records, stat, chunks));
+        self.folder.release([&copy]);
+        told?;
+        self.folder.add_conflict(&copy);
+        self.again = true;
+        Ok(())
+    }
+}
+
+/// Appends the two records that settle a conflict, and takes them into the index.
+async fn tell_conflict(
+    folder: &Arc<Folder>,
+    records: [Record; 2],
+    stat: walk::Stat,
+    chunks: Vec<ChunkRow>,
+) -> Result<(), StoreError> {
+    let (fid, way) = (folder.fid, folder.direction);
+    let body = RecordBatch { records: records.to_vec() }.encode();
+    let content = Content::Sealed { kind: KIND_RECORDS, stream: folder_stream(&folder.id), body };
+    let build = move |_: &Reader<'_>| Ok((Some(content.clone()), ()));
+    let work = move |txn: &mut Txn<'_>, appended: Option<&Appended>, ()| {
+        let Some(appended) = appended else { return Ok(None) };
+        for (index, record) in (0u16..).zip(&records) {
+            let key = record.path.key();
+            let mut versions = rows::versions(txn.reader().file(fid, &key)?.as_ref())?;
+            let version = Version::new(record, Dot::new(appended.author, appended.number, index));
+            let vector = version.vector.clone();
+            versions.insert(version);
+            let disk = (index == 0).then(|| rows::disk_state(&stat, &record.node, &vector));
+            let pending = differs(&txn.reader(), fid, &key, &versions, disk.as_ref(), way)?;
+            let (live, size) = extent(&versions);
+            let file = txn.put_file(fid, &key, &versions.encode(), live, size, disk.as_ref(), pending)?;
+            txn.put_chunks(file, if index == 0 { &chunks } else { &[] })?;
+        }
+        Ok(Some(appended.hash))
+    };
+    if let Some(hash) = folder.group.append_built(1024, build, work).await? {
+        folder.remember_own(hash);
+    }
+    Ok(())
+}
+
+/// Why an operation did not happen.
+enum Failed {
+    Apply(ApplyError),
+    Store(StoreError),
+}
+
+impl From<ApplyError> for Failed {
+    fn from(error: ApplyError) -> Self {
+        Self::Apply(error)
+    }
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}

@@ -1,0 +1,518 @@
+//! Puts files together from chunks: what is at hand is copied, the rest fetched; whole files take their place in batches.
+//!
+//! Two halves run at once: one asks for chunks and hands them on as they come, the other, a thread, writes them, and
+//! syncs, places and commits the files that are whole while the next ones arrive.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sync_core::folder::Disk;
+use sync_folder::apply::{Applier, ApplyError, Check, Expected, Incoming, Ready};
+use sync_folder::cut::read_chunk;
+use sync_store::{ChunkPlace, DiskState, StoreError};
+use sync_types::bounds::MAX_CHUNK;
+use sync_types::folder::{ChunkRef, Chunks, FileContent, Node, TreePath, decode_chunks, total};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::apply::{Applied, commit};
+use super::engine::Folder;
+use super::rows::{self, LIST_OFFSET};
+use crate::chunks::{FetchQueue, Fetched, Want};
+
+/// Files under way: each holds a descriptor.
+const FILES: usize = 512;
+/// Pieces on their way to the thread that writes.
+const PIECES: usize = 256;
+/// Pieces copied from other files that wait to be written: each may be a whole chunk.
+const COPIED: usize = 8;
+/// Chunks looked up in the index at once.
+const LOOKED_UP: usize = 512;
+/// Places tried for one chunk.
+const PLACES: usize = 3;
+/// Files that take their place with one sync.
+const BATCH: usize = 512;
+/// Bytes of files that take their place with one sync.
+const BATCH_BYTES: u64 = 64 << 20;
+/// How long a file that is whole waits for others to be synced with.
+const GATHER: Duration = Duration::from_millis(2);
+
+/// A file that is to be there.
+pub(crate) struct Job {
+    pub(crate) path: TreePath,
+    pub(crate) take: Disk,
+    pub(crate) before: Option<DiskState>,
+}
+
+/// What the writing half is told.
+enum Message {
+    /// Expect so many pieces of a file.
+    Begin {
+        job: usize,
+        pieces: usize,
+        chunks: Vec<rows::ChunkRow>,
+        _file: OwnedSemaphorePermit,
+    },
+    Piece {
+        job: usize,
+        offset: u64,
+        bytes: Piece,
+    },
+    /// A piece of a file cannot be had.
+    Failed {
+        job: usize,
+    },
+}
+
+enum Piece {
+    Fetched(Arc<Fetched>),
+    Copied(Vec<u8>, #[expect(dead_code, reason = "gives room when it is dropped")] OwnedSemaphorePermit),
+}
+
+impl Piece {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Fetched(fetched) => fetched.bytes.as_deref().unwrap_or_default(),
+            Self::Copied(bytes, _) => bytes,
+        }
+    }
+}
+
+/// Who waits for a chunk: files, with the place in each.
+type Waiting = HashMap<[u8; 32], Vec<(usize, u64)>>;
+
+/// Receives files; how many are left for another time.
+pub(crate) async fn run(
+    folder: &Arc<Folder>,
+    applier: &Arc<Applier>,
+    queue: &FetchQueue,
+    fetched: &mut mpsc::Receiver<Fetched>,
+    jobs: Vec<Job>,
+) -> Result<usize, StoreError> {
+    let jobs = Arc::new(jobs);
+    let (send, messages) = mpsc::channel(PIECES);
+    let writing = {
+        let (folder, applier, jobs, handle) = (folder.clone(), applier.clone(), jobs.clone(), Handle::current());
+        tokio::task::spawn_blocking(move || Writer::new(&folder, &applier, &jobs, &handle).run(messages))
+    };
+    let waiting: Mutex<Waiting> = Mutex::default();
+    let outstanding = AtomicUsize::new(0);
+    let asked_all = tokio::sync::Notify::new();
+    let asking = async {
+        let done =
+            Asker { folder, applier, queue, jobs: &jobs, send: &send, waiting: &waiting, outstanding: &outstanding }
+                .run()
+                .await;
+        asked_all.notify_one();
+        done
+    };
+    let handing = async {
+        let mut all = false;
+        while !(all && outstanding.load(Ordering::Acquire) == 0) {
+            tokio::select! {
+                chunk = fetched.recv() => {
+                    let Some(chunk) = chunk else { return };
+                    let who = lock(&waiting).remove(&chunk.hash).unwrap_or_default();
+                    if who.is_empty() {
+                        continue;
+                    }
+                    outstanding.fetch_sub(1, Ordering::AcqRel);
+                    let len = chunk.bytes.as_ref().map_or(0, Vec::len) as u64;
+                    folder.counters.fetched.fetch_add(len, Ordering::Relaxed);
+                    let chunk = Arc::new(chunk);
+                    for (job, offset) in who {
+                        let message = match chunk.bytes {
+                            Some(_) => Message::Piece { job, offset, bytes: Piece::Fetched(chunk.clone()) },
+                            None => Message::Failed { job },
+                        };
+                        if send.send(message).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                () = asked_all.notified(), if !all => all = true,
+                () = folder.cancel.cancelled() => return,
+            }
+        }
+    };
+    let (asked, ()) = tokio::join!(asking, handing);
+    drop(send);
+    let left = writing.await.map_err(|_| StoreError::Closed)??;
+    Ok(left + asked?)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The half that asks.
+struct Asker<'a> {
+    folder: &'a Arc<Folder>,
+    applier: &'a Arc<Applier>,
+    queue: &'a FetchQueue,
+    jobs: &'a Arc<Vec<Job>>,
+    send: &'a mpsc::Sender<Message>,
+    waiting: &'a Mutex<Waiting>,
+    outstanding: &'a AtomicUsize,
+}
+
+/// A chunk of a file, and where it is known to lie.
+struct Needed {
+    job: usize,
+    hash: [u8; 32],
+    offset: u64,
+    len: u64,
+    places: Vec<ChunkPlace>,
+}
+
+impl Asker<'_> {
+    /// Asks for everything; how many files could not be begun.
+    async fn run(&self) -> Result<usize, StoreError> {
+        let files = Arc::new(Semaphore::new(FILES));
+        let copied = Arc::new(Semaphore::new(COPIED));
+        let mut left = 0;
+        let mut needed: Vec<Needed> = Vec::new();
+        for (at, job) in self.jobs.iter().enumerate() {
+            let Node::File(content) = &job.take.node else { continue };
+            if self.folder.cancel.is_cancelled() {
+                return Ok(left + 1);
+            }
+            let list = match &content.chunks {
+                Chunks::Listed(pieces) => match self.list(pieces, content.size).await? {
+                    Some(list) => Some(list),
+                    None => {
+                        left += 1;
+                        self.folder.set_path_problem(job.path.as_str(), Some(NOT_FOUND.to_owned()));
+                        continue;
+                    }
+                },
+                _ => None,
+            };
+            let file = match files.clone().try_acquire_owned() {
+                Ok(file) => file,
+                Err(_) => {
+                    // what those under way still need is asked for before waiting for them
+                    self.ask(std::mem::take(&mut needed), &copied).await?;
+                    files.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?
+                }
+            };
+            let chunks = rows::chunk_rows(content, list.as_deref());
+            let pieces: Vec<_> = chunks.iter().filter(|(_, offset, _)| *offset < LIST_OFFSET).copied().collect();
+            let begin = Message::Begin { job: at, pieces: pieces.len(), chunks, _file: file };
+            if self.send.send(begin).await.is_err() {
+                return Ok(left + 1);
+            }
+            for (hash, offset, len) in pieces {
+                needed.push(Needed { job: at, hash, offset, len, places: Vec::new() });
+                if needed.len() >= LOOKED_UP {
+                    self.ask(std::mem::take(&mut needed), &copied).await?;
+                }
+            }
+        }
+        self.ask(needed, &copied).await?;
+        Ok(left)
+    }
+
+    /// Copies what is at hand, and has the rest fetched.
+    async fn ask(&self, needed: Vec<Needed>, copied: &Arc<Semaphore>) -> Result<(), StoreError> {
+        let group = self.folder.group.id;
+        let look = self.folder.store().read(move |reader| {
+            let mut needed = needed;
+            for chunk in &mut needed {
+                chunk.places = reader.chunk_places(&group, &chunk.hash, PLACES)?;
+                chunk.places.retain(|place| place.offset < LIST_OFFSET && place.len == chunk.len);
+            }
+            Ok(needed)
+        });
+        for chunk in look.await? {
+            if !chunk.places.is_empty() && self.copy(&chunk, copied).await {
+                continue;
+            }
+            if !self.fetch(chunk).await {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies a chunk from a file of this device; false if it does not lie there any more.
+    async fn copy(&self, chunk: &Needed, copied: &Arc<Semaphore>) -> bool {
+        let Ok(room) = copied.clone().acquire_owned().await else { return false };
+        let (places, hash, fid) = (chunk.places.clone(), chunk.hash, self.folder.fid);
+        let applier = self.applier.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            // only this folder's root is at hand here; the others are served to us as by a peer
+            places.iter().filter(|place| place.fid == fid).find_map(|place| {
+                let path = TreePath::from_key(&place.key)?;
+                read_chunk(applier.root(), &path, place.offset, place.len, &hash).ok().flatten()
+            })
+        });
+        let Ok(Some(bytes)) = reading.await else { return false };
+        self.folder.counters.reused.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let bytes = Piece::Copied(bytes, room);
+        self.send.send(Message::Piece { job: chunk.job, offset: chunk.offset, bytes }).await.is_ok()
+    }
+
+    /// Has a chunk fetched; false if nobody takes what is fetched.
+    async fn fetch(&self, chunk: Needed) -> bool {
+        let new = {
+            let mut waiting = lock(self.waiting);
+            let who = waiting.entry(chunk.hash).or_default();
+            who.push((chunk.job, chunk.offset));
+            who.len() == 1
+        };
+        if !new {
+            return true;
+        }
+        self.outstanding.fetch_add(1, Ordering::AcqRel);
+        let Ok(len) = u32::try_from(chunk.len) else { return false };
+        tokio::select! {
+            pushed = self.queue.push(Want { hash: chunk.hash, len }) => pushed,
+            () = self.folder.cancel.cancelled() => false,
+        }
+    }
+
+    /// The list of a file's chunks: made again from this device's files, or fetched.
+    async fn list(&self, pieces: &[ChunkRef], size: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        let (queue, mut fetched) = crate::chunks::ChunkFetcher::new(self.folder.group.clone());
+        let mut list = Vec::new();
+        for piece in pieces {
+            let (Some(hash), Ok(len)) = (piece.hash, u32::try_from(piece.len)) else { return Ok(None) };
+            if list.len() as u64 + piece.len > MAX_LIST || !queue.push(Want { hash, len }).await {
+                return Ok(None);
+            }
+            let answer = tokio::select! {
+                answer = fetched.recv() => answer,
+                () = self.folder.cancel.cancelled() => None,
+            };
+            let Some(bytes) = answer.and_then(|answer| answer.bytes.clone()) else { return Ok(None) };
+            list.extend_from_slice(&bytes);
+        }
+        let sound = decode_chunks(&list).is_ok_and(|chunks| total(&chunks) == Some(size));
+        Ok(sound.then_some(list))
+    }
+}
+
+/// Bytes of the longest list of chunks that is taken: a file of some terabytes.
+const MAX_LIST: u64 = 64 * MAX_CHUNK;
+/// What is said of a file that nobody connected holds.
+const NOT_FOUND: &str = "no device that is connected has its content; it comes when one is";
+
+/// A file under way.
+struct Receiving {
+    incoming: Incoming,
+    missing: usize,
+    chunks: Vec<rows::ChunkRow>,
+    /// Hash of what has come in order; none once something came out of order.
+    hasher: Option<(blake3::Hasher, u64)>,
+    file: OwnedSemaphorePermit,
+}
+
+/// A file that is whole.
+struct Whole {
+    job: usize,
+    ready: Ready,
+    chunks: Vec<rows::ChunkRow>,
+    _file: OwnedSemaphorePermit,
+}
+
+/// The half that writes.
+struct Writer<'a> {
+    folder: &'a Arc<Folder>,
+    applier: &'a Applier,
+    jobs: &'a [Job],
+    handle: &'a Handle,
+    under_way: HashMap<usize, Receiving>,
+    failed: BTreeSet<usize>,
+    whole: Vec<Whole>,
+    whole_bytes: u64,
+    left: usize,
+}
+
+impl<'a> Writer<'a> {
+    fn new(folder: &'a Arc<Folder>, applier: &'a Applier, jobs: &'a [Job], handle: &'a Handle) -> Self {
+        Self {
+            folder,
+            applier,
+            jobs,
+            handle,
+            under_way: HashMap::new(),
+            failed: BTreeSet::new(),
+            whole: Vec::new(),
+            whole_bytes: 0,
+            left: 0,
+        }
+    }
+
+    fn run(mut self, mut messages: mpsc::Receiver<Message>) -> Result<usize, StoreError> {
+        loop {
+            let next = match messages.try_recv() {
+                Ok(message) => Some(message),
+                Err(mpsc::error::TryRecvError::Disconnected) => None,
+                Err(mpsc::error::TryRecvError::Empty) if self.whole.is_empty() => messages.blocking_recv(),
+                Err(mpsc::error::TryRecvError::Empty) => {
+                    match self.handle.block_on(async { tokio::time::timeout(GATHER, messages.recv()).await }) {
+                        Ok(message) => message,
+                        Err(_) => {
+                            self.flush()?;
+                            continue;
+                        }
+                    }
+                }
+            };
+            let Some(message) = next else { break };
+            self.take(message);
+            if self.whole.len() >= BATCH || self.whole_bytes >= BATCH_BYTES {
+                self.flush()?;
+            }
+        }
+        self.flush()?;
+        self.left += self.under_way.len();
+        for (_, receiving) in std::mem::take(&mut self.under_way) {
+            discard(receiving.incoming);
+        }
+        Ok(self.left)
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Begin { job, pieces, chunks, _file: file } => self.begin(job, pieces, chunks, file),
+            Message::Piece { job, offset, bytes } => self.piece(job, offset, bytes.bytes()),
+            Message::Failed { job } => self.fail(job, NOT_FOUND.to_owned()),
+        }
+    }
+
+    fn begin(&mut self, job: usize, missing: usize, chunks: Vec<rows::ChunkRow>, file: OwnedSemaphorePermit) {
+        let Node::File(FileContent { size, .. }) = &self.jobs[job].take.node else { return };
+        let data = chunks.iter().filter(|(_, offset, _)| *offset < LIST_OFFSET).map(|(_, _, len)| len).sum();
+        match self.applier.room(data).and_then(|()| self.applier.receive(*size)) {
+            Ok(incoming) => {
+                let hasher = Some((blake3::Hasher::new(), 0));
+                self.under_way.insert(job, Receiving { incoming, missing, chunks, hasher, file });
+                if missing == 0 {
+                    self.finish(job);
+                }
+            }
+            Err(error) => self.fail(job, error.to_string()),
+        }
+    }
+
+    fn piece(&mut self, job: usize, offset: u64, bytes: &[u8]) {
+        let Some(receiving) = self.under_way.get_mut(&job) else { return };
+        if let Err(error) = receiving.incoming.write_at(offset, bytes) {
+            return self.fail(job, error.to_string());
+        }
+        match &mut receiving.hasher {
+            Some((hasher, at)) if *at == offset => {
+                hasher.update(bytes);
+                *at += bytes.len() as u64;
+            }
+            out_of_order => *out_of_order = None,
+        }
+        receiving.missing -= 1;
+        if receiving.missing == 0 {
+            self.finish(job);
+        }
+    }
+
+    fn finish(&mut self, at: usize) {
+        let Some(Receiving { incoming, chunks, hasher, file, .. }) = self.under_way.remove(&at) else { return };
+        let job = &self.jobs[at];
+        let Node::File(FileContent { size, hash, .. }) = &job.take.node else { return };
+        let check = match hasher {
+            Some((hasher, seen)) if seen == *size && hasher.finalize().as_bytes() == hash => Check::Done,
+            _ => Check::Blake3(*hash),
+        };
+        match incoming.finish(check, job.take.mode, job.take.mtime) {
+            Ok(ready) => {
+                self.whole_bytes += size;
+                self.whole.push(Whole { job: at, ready, chunks, _file: file });
+            }
+            Err(error) => self.fail(at, error.to_string()),
+        }
+    }
+
+    fn fail(&mut self, job: usize, problem: String) {
+        if self.failed.insert(job) {
+            self.left += 1;
+            self.folder.set_path_problem(self.jobs[job].path.as_str(), Some(problem));
+        }
+        if let Some(receiving) = self.under_way.remove(&job) {
+            discard(receiving.incoming);
+        }
+    }
+
+    /// Makes files durable, gives them their place, and commits that.
+    fn flush(&mut self) -> Result<(), StoreError> {
+        if self.whole.is_empty() {
+            return Ok(());
+        }
+        self.whole_bytes = 0;
+        let whole = std::mem::take(&mut self.whole);
+        let ready: Vec<Ready> = whole.iter().map(|whole| whole.ready.clone()).collect();
+        if let Err(error) = self.applier.sync(&ready) {
+            for whole in whole {
+                self.fail(whole.job, error.to_string());
+                let _ = self.applier.discard(&whole.ready);
+            }
+            return Ok(());
+        }
+        let jobs = self.jobs;
+        let paths: Vec<&TreePath> = whole.iter().map(|whole| &jobs[whole.job].path).collect();
+        paths.iter().for_each(|path| self.folder.claim(path));
+        let mut applied = Vec::with_capacity(whole.len());
+        for Whole { job: at, ready, chunks, .. } in whole {
+            let job = &jobs[at];
+            let expected = job.before.as_ref().map_or(Expected::Nothing, |disk| Expected::This(rows::stat_of(disk)));
+            match place(self.applier, &ready, &job.path, expected) {
+                Ok(placed) => {
+                    let vector = &job.take.vector;
+                    let disk = rows::disk_state(&placed.stat, &job.take.node, vector);
+                    self.folder.set_path_problem(job.path.as_str(), None);
+                    applied.push(Applied { path: job.path.clone(), disk: Some(disk), chunks, kept: placed.kept });
+                }
+                Err(error) => {
+                    let _ = self.applier.discard(&ready);
+                    if matches!(error, ApplyError::Changed) {
+                        self.folder.look_again(&job.path);
+                    }
+                    self.fail(at, error.to_string());
+                }
+            }
+        }
+        let synced = self.applier.sync_dirs();
+        let committed = self.handle.block_on(commit(self.folder, applied));
+        self.folder.release(paths.iter().copied());
+        if let Err(error) = synced {
+            tracing::warn!(%error, "directories could not be synced");
+        }
+        committed
+    }
+}
+
+fn discard(incoming: Incoming) {
+    if let Err(error) = incoming.discard() {
+        tracing::debug!(%error, "what was received in part stays until the next start");
+    }
+}
+
+/// Gives a file its place; the directories above it are made where they lack.
+fn place(
+    applier: &Applier,
+    ready: &Ready,
+    path: &TreePath,
+    expected: Expected,
+) -> Result<sync_folder::apply::Placed, ApplyError> {
+    match (applier.place(ready, path, expected), path.parent()) {
+        (Err(ApplyError::Missing), Some(parent)) => {
+            applier.make_dir(&parent, DIRECTORY_MODE)?;
+            applier.place(ready, path, expected)
+        }
+        (placed, _) => placed,
+    }
+}
+
+/// Permission bits of a directory that nobody said anything of.
+pub(crate) const DIRECTORY_MODE: u32 = 0o755;

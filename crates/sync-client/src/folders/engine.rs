@@ -1,0 +1,375 @@
+//! One placed folder while the device runs: what it knows of itself, and its two tasks.
+//!
+//! One task tells what changes on disk (`tell`), the other takes in what the log says and applies it (`take`).
+//! They meet in the database, whose writer orders them, and in the set of paths that are just being applied.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sync_folder::cut::Cutter;
+use sync_folder::root::Root;
+use sync_store::{FolderRow, FolderRowId, Store};
+use sync_types::folder::TreePath;
+use sync_types::{EnvelopeHash, FolderId};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::error::FolderError;
+use super::status::{Direction, FolderState, FolderStatus, PathProblem, Watching};
+use super::{take, tell};
+use crate::error::ClientError;
+use crate::event::Event;
+use crate::group::Group;
+
+/// Paths with problems, and conflict copies, that a status names: more than anyone reads.
+const MOST_NAMED: usize = 100;
+/// Requests that wait for the task that tells.
+const REQUESTS: usize = 64;
+/// Own entries remembered until they come back from the log; one that is forgotten is only taken in twice.
+const MOST_OWN: usize = 4096;
+
+/// What of a folder is kept as settings in the database.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    #[serde(default)]
+    pub(crate) direction: Direction,
+    #[serde(default)]
+    pub(crate) paused: bool,
+}
+
+impl Settings {
+    pub(crate) fn of(row: &FolderRow) -> Self {
+        serde_json::from_str(&row.settings).unwrap_or_default()
+    }
+
+    pub(crate) fn encode(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// What a folder is asked to do.
+pub(crate) enum Request {
+    /// Walk all of it.
+    Rescan(oneshot::Sender<()>),
+    /// Look at some paths.
+    Look(Vec<TreePath>),
+}
+
+/// A folder with a place on this device.
+pub(crate) struct Folder {
+    pub(crate) group: Arc<Group>,
+    pub(crate) fid: FolderRowId,
+    pub(crate) id: FolderId,
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+    pub(crate) direction: Direction,
+    pub(crate) cutter: Cutter,
+    pub(crate) counters: Counters,
+    pub(crate) requests: mpsc::Sender<Request>,
+    pub(crate) cancel: CancellationToken,
+    tasks: TaskTracker,
+    known: Mutex<Known>,
+    /// Paths that are just being applied.
+    busy: Mutex<HashSet<TreePath>>,
+    /// Paths that were seen to change meanwhile.
+    again: Mutex<HashSet<TreePath>>,
+    own: Mutex<VecDeque<EnvelopeHash>>,
+    /// Moves when rows may have become pending.
+    pub(crate) pending: watch::Sender<u64>,
+}
+
+/// Figures that only grow.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) scanned: AtomicU64,
+    pub(crate) fetched: AtomicU64,
+    pub(crate) served: AtomicU64,
+    pub(crate) reused: AtomicU64,
+}
+
+/// What a folder knows of itself.
+struct Known {
+    root: Option<Arc<Root>>,
+    scanning: bool,
+    applying: bool,
+    paused: bool,
+    problem: Option<String>,
+    watching: Watching,
+    scan_ms: Option<u64>,
+    problems: HashMap<String, String>,
+    conflicts: VecDeque<String>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl std::fmt::Debug for Folder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Folder").field("id", &self.id).field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Folder {
+    /// Starts to serve a folder that has a place; ends with `cancel`.
+    pub(crate) fn start(
+        group: Arc<Group>,
+        row: &FolderRow,
+        chunker: &sync_types::Chunker,
+        cancel: CancellationToken,
+        spawn: impl Fn(std::pin::Pin<Box<dyn Future<Output = ()> + Send>>),
+    ) -> Result<Option<Arc<Self>>, FolderError> {
+        let Some(path) = row.root.as_ref().map(PathBuf::from) else { return Ok(None) };
+        let settings = Settings::of(row);
+        let (requests, asked) = mpsc::channel(REQUESTS);
+        let seed = group.keys().chunker_seed();
+        let folder = Arc::new(Self {
+            group,
+            fid: row.fid,
+            id: row.id,
+            name: row.name.clone(),
+            path,
+            direction: settings.direction,
+            cutter: Cutter::new(chunker, seed)?,
+            counters: Counters::default(),
+            requests,
+            cancel,
+            tasks: TaskTracker::new(),
+            known: Mutex::new(Known {
+                root: None,
+                scanning: !settings.paused,
+                applying: false,
+                paused: settings.paused,
+                problem: None,
+                watching: Watching::Events,
+                scan_ms: None,
+                problems: HashMap::new(),
+                conflicts: VecDeque::new(),
+            }),
+            busy: Mutex::default(),
+            again: Mutex::default(),
+            own: Mutex::default(),
+            pending: watch::channel(0).0,
+        });
+        if !settings.paused {
+            spawn(Box::pin(folder.tasks.track_future(tell::run(folder.clone(), asked))));
+            spawn(Box::pin(folder.tasks.track_future(take::run(folder.clone()))));
+        }
+        folder.tasks.close();
+        Ok(Some(folder))
+    }
+
+    /// Waits until both tasks have ended after `cancel`.
+    pub(crate) async fn ended(&self) {
+        self.tasks.wait().await;
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        self.group.store()
+    }
+
+    /// The open root, if it is there.
+    pub(crate) fn root(&self) -> Option<Arc<Root>> {
+        lock(&self.known).root.clone()
+    }
+
+    pub(crate) fn set_root(&self, root: Option<Arc<Root>>) {
+        lock(&self.known).root = root;
+    }
+
+    /// Stops with a reason, or goes on; told to those who listen when it is news.
+    pub(crate) fn set_problem(&self, problem: Option<String>) {
+        let news = {
+            let mut known = lock(&self.known);
+            let news = known.problem != problem;
+            known.problem.clone_from(&problem);
+            news
+        };
+        if news {
+            if let Some(message) = problem {
+                tracing::warn!(folder = %self.name, %message, "folder stops");
+                self.group
+                    .emit(Event::Error { code: "folder".to_owned(), message: format!("{}: {message}", self.name) });
+            }
+            self.changed();
+        }
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        lock(&self.known).problem.is_some()
+    }
+
+    pub(crate) fn set_scanning(&self, scanning: bool) {
+        lock(&self.known).scanning = scanning;
+        self.changed();
+    }
+
+    pub(crate) fn set_applying(&self, applying: bool) {
+        let news = {
+            let mut known = lock(&self.known);
+            std::mem::replace(&mut known.applying, applying) != applying
+        };
+        if news {
+            self.changed();
+        }
+    }
+
+    pub(crate) fn set_watching(&self, watching: Watching) {
+        lock(&self.known).watching = watching;
+    }
+
+    pub(crate) fn set_scan_time(&self, took: Duration) {
+        lock(&self.known).scan_ms = Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+    }
+
+    /// Notes that a path is out of sync, or is in sync again.
+    pub(crate) fn set_path_problem(&self, path: &str, problem: Option<String>) {
+        let mut known = lock(&self.known);
+        match problem {
+            Some(problem) if known.problems.len() < MOST_NAMED || known.problems.contains_key(path) => {
+                known.problems.insert(path.to_owned(), problem);
+            }
+            Some(_) => {}
+            None => {
+                known.problems.remove(path);
+            }
+        }
+    }
+
+    pub(crate) fn clear_path_problems(&self) {
+        lock(&self.known).problems.clear();
+    }
+
+    pub(crate) fn add_conflict(&self, path: &TreePath) {
+        let mut known = lock(&self.known);
+        if known.conflicts.len() == MOST_NAMED {
+            known.conflicts.pop_front();
+        }
+        known.conflicts.push_back(path.to_string());
+        drop(known);
+        self.group.emit(Event::FolderConflict { folder: self.id, path: path.to_string() });
+    }
+
+    /// Tells those who listen that the picture changed.
+    pub(crate) fn changed(&self) {
+        self.group.emit(Event::FolderChanged { folder: self.id });
+    }
+
+    /// Wakes the task that applies.
+    pub(crate) fn wake(&self) {
+        self.pending.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Claims a path for applying; whoever scans passes it over meanwhile.
+    pub(crate) fn claim(&self, path: &TreePath) {
+        lock(&self.busy).insert(path.clone());
+    }
+
+    /// Gives paths back; those that were seen to change meanwhile are looked at again.
+    pub(crate) fn release<'a>(&self, paths: impl IntoIterator<Item = &'a TreePath>) {
+        let mut look = Vec::new();
+        {
+            let (mut busy, mut again) = (lock(&self.busy), lock(&self.again));
+            for path in paths {
+                busy.remove(path);
+                look.extend(again.take(path));
+            }
+        }
+        if !look.is_empty() {
+            // if it does not fit, the next scan finds them
+            let _ = self.requests.try_send(Request::Look(look));
+        }
+    }
+
+    /// Whether a path is just being applied; it is looked at again later.
+    pub(crate) fn is_busy(&self, path: &TreePath) -> bool {
+        let busy = lock(&self.busy).contains(path);
+        if busy {
+            lock(&self.again).insert(path.clone());
+        }
+        busy
+    }
+
+    /// Has a path looked at, since it is not what the index says.
+    pub(crate) fn look_again(&self, path: &TreePath) {
+        let _ = self.requests.try_send(Request::Look(vec![path.clone()]));
+    }
+
+    pub(crate) fn remember_own(&self, hash: EnvelopeHash) {
+        let mut own = lock(&self.own);
+        if own.len() == MOST_OWN {
+            own.pop_front();
+        }
+        own.push_back(hash);
+    }
+
+    /// Whether an entry is one that was taken into the index when it was told.
+    pub(crate) fn is_own(&self, hash: &EnvelopeHash) -> bool {
+        let mut own = lock(&self.own);
+        match own.iter().position(|known| known == hash) {
+            Some(at) => {
+                own.remove(at);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// A picture of it.
+    pub(crate) async fn status(&self) -> Result<FolderStatus, ClientError> {
+        let fid = self.fid;
+        let (totals, cursor) = {
+            let (group, id) = (self.group.id, self.id);
+            self.store()
+                .read(move |reader| {
+                    let cursor = reader.folder(&group, &id)?.map(|row| row.cursor);
+                    Ok((reader.folder_totals(fid)?, cursor))
+                })
+                .await?
+        };
+        let behind = cursor.is_some_and(|cursor| cursor < *self.group.watch_newest().borrow());
+        let known = lock(&self.known);
+        let state = if known.paused {
+            FolderState::Paused
+        } else if known.problem.is_some() {
+            FolderState::Stopped
+        } else if known.scanning {
+            FolderState::Scanning
+        } else if known.applying || behind || (totals.pending_files > 0 && self.direction != Direction::SendOnly) {
+            FolderState::Syncing
+        } else {
+            FolderState::UpToDate
+        };
+        let figure = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Ok(FolderStatus {
+            id: self.id.to_string(),
+            group: self.group.id.to_string(),
+            name: self.name.clone(),
+            path: self.path.clone(),
+            direction: self.direction,
+            state,
+            problem: known.problem.clone(),
+            watching: known.watching,
+            files: totals.files,
+            bytes: totals.bytes,
+            pending_files: totals.pending_files,
+            pending_bytes: totals.pending_bytes,
+            scanned_files: figure(&self.counters.scanned),
+            scan_ms: known.scan_ms,
+            fetched_bytes: figure(&self.counters.fetched),
+            served_bytes: figure(&self.counters.served),
+            reused_bytes: figure(&self.counters.reused),
+            problems: known
+                .problems
+                .iter()
+                .map(|(path, problem)| PathProblem { path: path.clone(), problem: problem.clone() })
+                .collect(),
+            conflicts: known.conflicts.iter().cloned().collect(),
+        })
+    }
+}

@@ -119,6 +119,7 @@ CREATE TABLE files (
   disk_mode INTEGER,
   disk_hash BLOB,
   disk_vector BLOB,
+  whole INTEGER NOT NULL DEFAULT 0,  -- 1: what is on disk is one chunk, which takes no row of chunks
   versions BLOB NOT NULL,            -- opaque: the maximal versions
   UNIQUE (fid, key)
 ) STRICT;
@@ -127,7 +128,7 @@ CREATE INDEX files_pending ON files (fid, key) WHERE pending > 0;
 -- Eight bytes of a hash tell files apart; all of it would make most of the index's pages, and each file touches another.
 CREATE INDEX files_by_hash ON files (fid, substr(disk_hash, 1, 8)) WHERE disk_hash IS NOT NULL;
 
--- What lies in files on disk, except a file that is one chunk: its own hash finds it.
+-- What lies in files on disk, except in those that are one chunk: their own hash finds them.
 CREATE TABLE chunks (
   hash BLOB NOT NULL,
   fid INTEGER NOT NULL,              -- the folder of its file

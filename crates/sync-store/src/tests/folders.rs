@@ -225,40 +225,47 @@ fn a_file_that_is_one_chunk_takes_no_row_of_chunks() {
     let dir = TempDir::new().unwrap();
     let (mut db, group, fid) = with_folder(&dir);
     let hash = [6; 32];
-    let most = sync_types::bounds::MAX_CHUNK;
-    let put = |db: &mut Db, key: &[u8], size| {
-        let there = disk(size, Some(hash));
-        db.write(|txn| {
-            let file = txn.put_file(fid, key, b"", true, size, Some(&there), false)?;
-            txn.put_chunks(file, &[(hash, 0, size)])?;
-            Ok(file)
-        })
-        .unwrap()
+    let there = disk(7, Some(hash));
+    let places = |db: &Db| {
+        let places = db.read(|reader| reader.chunk_places(&group, &hash, 9)).unwrap();
+        places.into_iter().map(|place| (place.key, place.offset, place.len)).collect::<Vec<_>>()
     };
-    let file = put(&mut db, b"a", most);
-    assert_eq!(count(&db, "chunks"), 0);
-    assert_eq!(db.read(|reader| reader.chunk_list(file)).unwrap(), [(hash, 0, most)]);
-    let places = |db: &Db| db.read(|reader| reader.chunk_places(&group, &hash, 9)).unwrap();
-    let found = places(&db);
-    assert_eq!((&found[0].key[..], found[0].offset, found[0].len, found.len()), (&b"a"[..], 0, most, 1));
-    // what is no chunk is not offered as one
-    let empty = db.write(|txn| txn.put_file(fid, b"b", b"", true, 0, Some(&disk(0, Some(hash))), false)).unwrap();
-    let large = disk(most + 1, Some(hash));
-    let large = db.write(|txn| txn.put_file(fid, b"c", b"", true, most + 1, Some(&large), false)).unwrap();
-    assert_eq!(places(&db), found);
-    for file in [empty, large] {
-        assert_eq!(db.read(|reader| reader.chunk_list(file)).unwrap(), []);
+    let list = |db: &Db, file| db.read(|reader| reader.chunk_list(file)).unwrap();
+    let file = db.write(|txn| txn.put_file(fid, b"a", b"", true, 7, Some(&there), false)).unwrap();
+    assert_eq!((places(&db), list(&db, file)), (vec![], vec![]), "a hash alone makes no chunk");
+    db.write(|txn| txn.put_chunks(file, &[(hash, 0, 7)])).unwrap();
+    let known = (vec![(b"a".to_vec(), 0, 7)], vec![(hash, 0, 7)]);
+    assert_eq!((places(&db), list(&db, file), count(&db, "chunks")), (known.0.clone(), known.1.clone(), 0));
+    // touched and moved about, it is the same content
+    db.write(|txn| txn.set_disk(file, Some(&DiskState { mtime: 0, ..there.clone() }), true)).unwrap();
+    db.write(|txn| txn.put_file(fid, b"a", b"v", true, 7, Some(&there), false)).unwrap();
+    assert_eq!((places(&db), list(&db, file)), known);
+    // other content, or none: the chunk is gone with the hash, and does not come back with it
+    for other in [Some(disk(7, Some([1; 32]))), Some(disk(7, None)), None] {
+        db.write(|txn| txn.put_chunks(file, &[(hash, 0, 7)])).unwrap();
+        db.write(|txn| txn.set_disk(file, other.as_ref(), true)).unwrap();
+        assert_eq!((places(&db), list(&db, file)), (vec![], vec![]));
+        db.write(|txn| txn.set_disk(file, Some(&there), false)).unwrap();
+        assert_eq!(places(&db), []);
+        db.write(|txn| txn.put_chunks(file, &[(hash, 0, 7)])).unwrap();
+        db.write(|txn| txn.put_file(fid, b"a", b"", true, 7, other.as_ref(), true)).unwrap();
+        assert_eq!(places(&db), []);
+        db.write(|txn| txn.set_disk(file, Some(&there), false)).unwrap();
     }
-    // told before the hash on disk is known, it takes a row, and is still one place
-    let early = db.write(|txn| txn.put_versions(fid, b"d", b"", true, 7, true)).unwrap();
+    db.write(|txn| txn.put_chunks(file, &[(hash, 0, 7)])).unwrap();
+    // only a part of it, or several: these take rows
+    for chunks in [&[(hash, 0, 6)][..], &[(hash, 1, 7)], &[([1; 32], 0, 7)], &[(hash, 0, 3), (hash, 3, 4)], &[]] {
+        db.write(|txn| txn.put_chunks(file, chunks)).unwrap();
+        assert_eq!((list(&db, file), count(&db, "chunks")), (chunks.to_vec(), i64::try_from(chunks.len()).unwrap()));
+        let found: Vec<_> = chunks.iter().filter(|chunk| chunk.0 == hash).map(|(_, at, len)| (*at, *len)).collect();
+        assert_eq!(places(&db).iter().map(|place| (place.1, place.2)).collect::<Vec<_>>(), found);
+    }
+    // told before what is on disk is known, it takes a row, and is still one place
+    let early = db.write(|txn| txn.put_versions(fid, b"b", b"", true, 7, true)).unwrap();
     db.write(|txn| txn.put_chunks(early, &[(hash, 0, 7)])).unwrap();
-    assert_eq!(count(&db, "chunks"), 1);
-    db.write(|txn| txn.set_disk(early, Some(&disk(7, Some(hash))), false)).unwrap();
-    assert_eq!(places(&db).len(), 2);
+    db.write(|txn| txn.set_disk(early, Some(&there), false)).unwrap();
+    assert_eq!((places(&db), list(&db, early)), (vec![(b"b".to_vec(), 0, 7)], vec![(hash, 0, 7)]));
     assert_eq!(db.read(|reader| reader.chunks_of(early)).unwrap(), [(0, 7)]);
-    // other content: the chunk is gone with the hash
-    db.write(|txn| txn.set_disk(file, Some(&disk(most, Some([1; 32]))), false)).unwrap();
-    assert_eq!(places(&db).len(), 1);
 }
 
 #[test]
@@ -271,10 +278,14 @@ fn a_group_is_never_told_of_another_groups_chunks() {
         for fid in [fid, theirs] {
             let file = txn.put_file(fid, b"cut", b"", true, 9, Some(&disk(9, Some([9; 32]))), false)?;
             txn.put_chunks(file, &[(cut, 0, 4), ([3; 32], 4, 5)])?;
-            txn.put_file(fid, b"whole", b"", true, 9, Some(&disk(9, Some(whole))), false)?;
+            let file = txn.put_file(fid, b"whole", b"", true, 9, Some(&disk(9, Some(whole))), false)?;
+            txn.put_chunks(file, &[(whole, 0, 9)])?;
         }
-        let only_theirs = txn.put_file(theirs, b"secret", b"", true, 9, Some(&disk(9, Some([4; 32]))), false)?;
-        txn.put_chunks(only_theirs, &[([5; 32], 0, 4)])
+        for (key, hash, len) in [(b"one", [4; 32], 9), (b"two", [5; 32], 4)] {
+            let only_theirs = txn.put_file(theirs, key, b"", true, 9, Some(&disk(9, Some([4; 32]))), false)?;
+            txn.put_chunks(only_theirs, &[(hash, 0, len)])?;
+        }
+        Ok(())
     })
     .unwrap();
     let places = |group, hash| db.read(|reader| reader.chunk_places(&group, &hash, 9)).unwrap();
@@ -300,7 +311,8 @@ fn folders_that_are_placed_are_the_first_to_be_read_from() {
     db.write(|txn| {
         txn.set_folder_root(placed, Some("/srv"))?;
         for fid in [unplaced, placed] {
-            txn.put_file(fid, b"a", b"", true, 9, Some(&disk(9, Some(hash))), false)?;
+            let file = txn.put_file(fid, b"a", b"", true, 9, Some(&disk(9, Some(hash))), false)?;
+            txn.put_chunks(file, &[(hash, 0, 9)])?;
         }
         Ok(())
     })
@@ -629,7 +641,11 @@ fn no_lookup_in_a_folder_reads_all_of_it() {
         ),
         ("SELECT * FROM chunks WHERE hash = ?1 AND fid = ?2", "PRIMARY KEY (hash=? AND fid=?)"),
         ("DELETE FROM chunks WHERE file = ?1", "chunks_by_file (file=?)"),
-        ("SELECT * FROM chunks WHERE file = ?1 ORDER BY offset", "chunks_by_file (file=?)"),
+        (
+            "SELECT disk_hash, 0 AS offset, disk_size FROM files WHERE file = ?1 AND whole \
+             UNION ALL SELECT hash, offset, len FROM chunks WHERE file = ?1 ORDER BY offset",
+            "chunks_by_file (file=?)",
+        ),
         ("SELECT * FROM kept WHERE fid = ?1 AND key = ?2 ORDER BY at DESC, kid DESC", "kept_by_key (fid=? AND key=?)"),
         (
             "SELECT * FROM kept WHERE fid = ?1 AND (at, kid) > (?2, ?3) ORDER BY at, kid LIMIT ?4",

@@ -1,0 +1,277 @@
+//! Folders of two devices in one process: real trees, real sockets.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use sync_client::folders::{Direction, FolderOptions, FolderState, FolderStatus, RestoreTo};
+use sync_client::{Device, FolderId};
+
+use crate::site::*;
+
+/// Two devices with one folder.
+struct Shared {
+    site: Site,
+    a: Device,
+    b: Device,
+    folder: FolderId,
+}
+
+impl Shared {
+    fn left(&self) -> PathBuf {
+        self.site.path("left")
+    }
+
+    fn right(&self) -> PathBuf {
+        self.site.path("right")
+    }
+
+    /// Shares `left` as it is, and places it at `right`.
+    async fn of(site: Site) -> Self {
+        let (a, b) = (site.device("a").await, site.device("b").await);
+        std::fs::create_dir_all(site.path("left")).expect("a directory");
+        let status = a.share_folder(&site.path("left"), None, FolderOptions::default()).await.expect("shares");
+        let (group, folder) = (status.group.parse().expect("an id"), status.id.parse().expect("an id"));
+        let alice = a.client(group).expect("a client");
+        pair(&alice, &b).await;
+        let offered = b.offered_folders(group, PATIENCE).await.expect("folders");
+        assert_eq!(offered.iter().map(|folder| &folder.name).collect::<Vec<_>>(), ["left"]);
+        b.place_folder(group, folder, &site.path("right"), FolderOptions::default()).await.expect("places");
+        Self { site, a, b, folder }
+    }
+
+    async fn equal(&self) {
+        equal(&self.left(), &self.right(), &[&self.a, &self.b]).await;
+    }
+}
+
+/// Everything in a tree, with content or link target; what the program keeps for itself is left out.
+fn tree(root: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let (path, kind) = (entry.path(), entry.file_type().expect("a kind"));
+            let below = path.strip_prefix(root).expect("below").to_owned();
+            if below == Path::new(".syncshell") {
+                continue;
+            }
+            let content = if kind.is_dir() {
+                directories.push(path);
+                None
+            } else if kind.is_symlink() {
+                Some(std::fs::read_link(&path).expect("a link").into_os_string().into_encoded_bytes())
+            } else {
+                std::fs::read(&path).ok()
+            };
+            found.insert(below, content);
+        }
+    }
+    found
+}
+
+async fn only(device: &Device) -> FolderStatus {
+    device.folders().await.expect("folders").into_iter().next().expect("one")
+}
+
+/// Waits until both trees are the same and both devices say so.
+async fn equal(left: &Path, right: &Path, devices: &[&Device]) {
+    let start = Instant::now();
+    let mut same_since = None;
+    loop {
+        let mut statuses = Vec::new();
+        for device in devices {
+            statuses.push(only(device).await);
+        }
+        let calm = statuses.iter().all(|status| status.state == FolderState::UpToDate);
+        if calm && tree(left) == tree(right) {
+            // what is under way between the devices shows in a moment
+            if same_since.get_or_insert_with(Instant::now).elapsed() > Duration::from_millis(400) {
+                return;
+            }
+        } else {
+            same_since = None;
+        }
+        let names = |root| tree(root).into_keys().collect::<Vec<_>>();
+        assert!(start.elapsed() < PATIENCE, "not equal: {:?}\n{:?}\n{statuses:#?}", names(left), names(right));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn write(path: &Path, content: impl AsRef<[u8]>) {
+    std::fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+    std::fs::write(path, content).expect("writes");
+}
+
+fn noise(len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    rand_core::Rng::fill_bytes(&mut rng(), &mut bytes);
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_a_folder_is_in_the_other_and_edits_go_both_ways() {
+    let site = Site::new();
+    let left = site.path("left");
+    write(&left.join("a.txt"), "a");
+    write(&left.join("empty"), "");
+    write(&left.join("deep/er/large"), noise(3 << 20));
+    std::fs::create_dir_all(left.join("nothing here")).expect("a directory");
+    let shared = Shared::of(site).await;
+    shared.equal().await;
+    assert_eq!(tree(&shared.right()).len(), 6);
+    write(&shared.right().join("b.txt"), "b");
+    write(&shared.left().join("a.txt"), "changed");
+    shared.equal().await;
+    assert_eq!(std::fs::read(shared.right().join("a.txt")).expect("reads"), b"changed");
+    std::fs::remove_file(shared.right().join("a.txt")).expect("removes");
+    std::fs::remove_dir_all(shared.left().join("deep")).expect("removes");
+    shared.equal().await;
+    assert_eq!(tree(&shared.left()).len(), 3);
+    let kept = shared.a.versions(shared.folder, "a.txt").await.expect("versions");
+    let kept = kept.first().expect("what the other device removed");
+    let back = shared.a.restore(shared.folder, "a.txt", kept.version, RestoreTo::Place).await.expect("restores");
+    assert_eq!(std::fs::read(back).expect("reads"), b"changed");
+    shared.equal().await;
+    assert_eq!(std::fs::read(shared.right().join("a.txt")).expect("reads"), b"changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rename_moves_no_bytes() {
+    let site = Site::new();
+    for number in 0..50 {
+        write(&site.path("left").join(format!("old/{number}")), noise(2000));
+    }
+    let shared = Shared::of(site).await;
+    shared.equal().await;
+    let before = only(&shared.b).await.fetched_bytes;
+    std::fs::rename(shared.left().join("old"), shared.left().join("new")).expect("renames");
+    shared.equal().await;
+    assert!(shared.right().join("new/49").exists() && !shared.right().join("old").exists());
+    assert_eq!(only(&shared.b).await.fetched_bytes, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn joining_with_equal_files_moves_nothing_and_with_others_makes_conflict_copies() {
+    let site = Site::new();
+    write(&site.path("left/same"), "equal");
+    write(&site.path("right/same"), "equal");
+    write(&site.path("left/other"), "left's");
+    write(&site.path("right/other"), "right's");
+    write(&site.path("right/only here"), "mine");
+    let shared = Shared::of(site).await;
+    shared.equal().await;
+    let tree = tree(&shared.left());
+    let contents: Vec<&[u8]> = tree.values().flatten().map(Vec::as_slice).collect();
+    assert_eq!(tree.len(), 4, "{tree:?}");
+    for content in ["equal", "left's", "right's", "mine"] {
+        assert!(contents.contains(&content.as_bytes()), "{content} in {tree:?}");
+    }
+    assert!(tree.keys().any(|path| path.to_string_lossy().starts_with("other (conflict ")), "{tree:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn edits_made_apart_are_both_kept() {
+    let site = Site::new();
+    write(&site.path("left/note"), "first");
+    let shared = Shared::of(site).await;
+    shared.equal().await;
+    shared.a.pause_folder(shared.folder, true).await.expect("pauses");
+    write(&shared.left().join("note"), "left's edit");
+    write(&shared.right().join("note"), "right's edit");
+    shared.a.pause_folder(shared.folder, false).await.expect("resumes");
+    shared.equal().await;
+    let tree = tree(&shared.left());
+    let contents: Vec<&[u8]> = tree.values().flatten().map(Vec::as_slice).collect();
+    assert!(contents.contains(&&b"left's edit"[..]) && contents.contains(&&b"right's edit"[..]), "{tree:?}");
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn links_modes_and_odd_names_are_kept() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let site = Site::new();
+    let left = site.path("left");
+    write(&left.join("run me"), "#!/bin/sh");
+    std::fs::set_permissions(left.join("run me"), std::fs::Permissions::from_mode(0o750)).expect("a mode");
+    std::os::unix::fs::symlink("../outside", left.join("link")).expect("a link");
+    write(&left.join("caf\u{e9}"), "composed");
+    write(&left.join("cafe\u{301}"), "decomposed");
+    write(&left.join("Case"), "upper");
+    write(&left.join("case"), "lower");
+    write(&left.join(" leading and \"quotes\" \\ back: colon?*"), "odd");
+    let shared = Shared::of(site).await;
+    shared.equal().await;
+    let mode = |path: PathBuf| path.metadata().expect("there").permissions().mode() & 0o777;
+    assert_eq!(mode(shared.right().join("run me")), 0o750);
+    std::fs::set_permissions(shared.right().join("run me"), std::fs::Permissions::from_mode(0o700)).expect("a mode");
+    let start = Instant::now();
+    while mode(shared.left().join("run me")) != 0o700 {
+        assert!(start.elapsed() < PATIENCE, "the mode does not come back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    shared.equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_vanishes_deletes_nothing_elsewhere() {
+    let site = Site::new();
+    write(&site.path("left/kept"), "kept");
+    let shared = Shared::of(site).await;
+    shared.equal().await;
+    std::fs::rename(shared.left(), shared.site.path("unmounted")).expect("renames");
+    let start = Instant::now();
+    while only(&shared.a).await.state != FolderState::Stopped {
+        assert!(start.elapsed() < PATIENCE, "it is not noticed: {:?}", only(&shared.a).await);
+        let _ = shared.a.rescan_folder(shared.folder).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    std::fs::create_dir(shared.left()).expect("an empty directory in its place");
+    let _ = shared.a.rescan_folder(shared.folder).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(std::fs::read(shared.right().join("kept")).expect("reads"), b"kept");
+    std::fs::remove_dir(shared.left()).expect("removes");
+    std::fs::rename(shared.site.path("unmounted"), shared.left()).expect("renames");
+    let _ = shared.a.rescan_folder(shared.folder).await;
+    shared.equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shares_that_overlap_are_refused() {
+    let site = Site::new();
+    let shared = Shared::of(site).await;
+    let inside = shared.left().join("inside");
+    std::fs::create_dir_all(&inside).expect("a directory");
+    for path in [inside, shared.site.path("")] {
+        let error = shared.a.share_folder(&path, None, FolderOptions::default()).await.expect_err("overlaps");
+        assert_eq!(error.code(), "folder-overlaps", "{error}");
+    }
+    let again = shared.a.share_folder(&shared.left(), None, FolderOptions::default()).await.expect("the same");
+    assert_eq!(again.id, shared.folder.to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_send_only_device_takes_nothing_and_a_receive_only_one_tells_nothing() {
+    let site = Site::new();
+    let (a, b) = (site.device("a").await, site.device("b").await);
+    write(&site.path("left/from left"), "left");
+    let options = FolderOptions { direction: Direction::SendOnly, ..FolderOptions::default() };
+    let status = a.share_folder(&site.path("left"), None, options).await.expect("shares");
+    let (group, folder) = (status.group.parse().expect("an id"), status.id.parse().expect("an id"));
+    pair(&a.client(group).expect("a client"), &b).await;
+    b.offered_folders(group, PATIENCE).await.expect("folders");
+    let options = FolderOptions { direction: Direction::ReceiveOnly, ..FolderOptions::default() };
+    b.place_folder(group, folder, &site.path("right"), options).await.expect("places");
+    equal(&site.path("left"), &site.path("right"), &[&a, &b]).await;
+    write(&site.path("right/from right"), "right");
+    b.rescan_folder(folder).await.expect("rescans");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!site.path("left/from right").exists());
+    write(&site.path("left/from left"), "changed");
+    let start = Instant::now();
+    while std::fs::read(site.path("right/from left")).ok().as_deref() != Some(b"changed") {
+        assert!(start.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

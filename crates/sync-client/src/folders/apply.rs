@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sync_core::folder::{
-    Action, Change, Disk, Operation, Over, Seen, Version, Versions, basis, conflict_path, decide, plan, settle,
+    Action, Change, Counts, Disk, Guard, Operation, Over, Seen, Verdict, Version, Versions, basis, conflict_path,
+    decide, plan, settle,
 };
 use sync_folder::apply::{Applier, ApplyError, Expected};
 use sync_folder::versions::Kept;
@@ -18,6 +20,7 @@ use super::assemble::{self, DIRECTORY_MODE, Job};
 use super::engine::Folder;
 use super::rows::{self, ChunkRow};
 use super::status::Direction;
+use super::versions;
 use crate::chunks::{ChunkFetcher, FetchQueue, Fetched};
 use crate::group::now;
 
@@ -29,6 +32,16 @@ const LOOKED_THROUGH: usize = 64;
 const COMMITTED: usize = 1024;
 /// Rounds one after the other where each left something for the next: a conflict takes two.
 const ROUNDS: usize = 8;
+/// Bytes from which a file is received beside everything else.
+const LARGE: u64 = 32 << 20;
+/// Large files received at once.
+const LARGE_AT_ONCE: usize = 16;
+/// Paths below which nothing is ever held back.
+const LEAST_HELD: u64 = 20;
+/// Wait before what could not be done is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+/// Time between two looks at which versions are too many.
+const TRIM: Duration = Duration::from_secs(3600);
 
 /// What came of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,10 +61,95 @@ pub(crate) struct Applied {
 }
 
 /// What applying keeps from round to round.
-pub(crate) struct Applying {
+struct Applying {
     queue: FetchQueue,
     fetched: mpsc::Receiver<Fetched>,
-    applier: Option<Arc<Applier>>,
+}
+
+/// Applies what is pending until the folder is stopped.
+pub(crate) async fn run(folder: Arc<Folder>) {
+    let mut pending = folder.pending.subscribe();
+    let mut progress = folder.group.watch_progress();
+    let mut applying = Applying::new(&folder);
+    let mut trimmed: Option<Instant> = None;
+    loop {
+        pending.borrow_and_update();
+        progress.borrow_and_update();
+        let mut left = false;
+        if folder.direction != Direction::SendOnly && !folder.is_stopped() && folder.root().is_some() {
+            folder.set_applying(true);
+            match applying.round(&folder).await {
+                Ok(Round::Done) => folder.set_path_problem("", None),
+                Ok(Round::Left) => left = true,
+                Err(StoreError::Closed) => return,
+                Err(error) => {
+                    folder.set_path_problem("", Some(error.to_string()));
+                    left = true;
+                }
+            }
+            folder.set_applying(false);
+            if trimmed.is_none_or(|trimmed| trimmed.elapsed() >= TRIM) {
+                trimmed = Some(Instant::now());
+                if let Err(error) = versions::trim(&folder).await {
+                    tracing::debug!(%error, "versions stay");
+                }
+            }
+        }
+        tokio::select! {
+            () = folder.cancel.cancelled() => return,
+            changed = pending.changed() => if changed.is_err() { return },
+            changed = progress.changed(), if left => if changed.is_err() { return },
+            () = tokio::time::sleep(RETRY), if left => {}
+        }
+    }
+}
+
+/// Receives large files beside everything else, so that a saved text does not wait for a film.
+pub(crate) async fn run_large(folder: Arc<Folder>, mut jobs: mpsc::Receiver<Job>) {
+    let (queue, mut fetched) = ChunkFetcher::new(folder.group.clone());
+    let mut batch = Vec::new();
+    loop {
+        let received = tokio::select! {
+            received = jobs.recv_many(&mut batch, LARGE_AT_ONCE) => received,
+            () = folder.cancel.cancelled() => return,
+        };
+        if received == 0 {
+            return;
+        }
+        let batch = std::mem::take(&mut batch);
+        let paths: Vec<TreePath> = batch.iter().map(|job| job.path.clone()).collect();
+        let left = match applier(&folder).await {
+            Some(applier) => assemble::run(&folder, &applier, &queue, &mut fetched, batch).await,
+            None => Ok(batch.len()),
+        };
+        match left {
+            Err(StoreError::Closed) => return,
+            // tried again when it is decided on again
+            Ok(1..) | Err(_) => tokio::time::sleep(RETRY).await,
+            Ok(0) => {}
+        }
+        folder.release_large(paths);
+        folder.wake();
+    }
+}
+
+/// What changes the folder's tree; none while the folder is not there.
+async fn applier(folder: &Arc<Folder>) -> Option<Arc<Applier>> {
+    let root = folder.root()?;
+    let applier = {
+        let mut known = folder.applier.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match &*known {
+            Some(applier) if Arc::ptr_eq(applier.root(), &root) => return Some(applier.clone()),
+            _ => known.insert(Arc::new(Applier::new(root))).clone(),
+        }
+    };
+    let clearing = applier.clone();
+    // what was being received when the program ended is not taken up again yet
+    let cleared = tokio::task::spawn_blocking(move || clearing.clear_stale(&Default::default()));
+    if let Ok(Err(error)) = cleared.await {
+        tracing::debug!(%error, "what was being received before stays");
+    }
+    Some(applier)
 }
 
 /// The way changes go, as the decisions of `sync-core` take it.
@@ -163,28 +261,17 @@ struct Known {
 }
 
 impl Applying {
-    pub(crate) fn new(folder: &Arc<Folder>) -> Self {
+    fn new(folder: &Arc<Folder>) -> Self {
         let (queue, fetched) = ChunkFetcher::new(folder.group.clone());
-        Self { queue, fetched, applier: None }
+        Self { queue, fetched }
     }
 
     /// Does what can be done now.
-    pub(crate) async fn round(&mut self, folder: &Arc<Folder>) -> Result<Round, StoreError> {
-        let Some(root) = folder.root() else { return Ok(Round::Left) };
-        let applier = match &self.applier {
-            Some(applier) if Arc::ptr_eq(applier.root(), &root) => applier.clone(),
-            _ => {
-                let applier = Arc::new(Applier::new(root));
-                let clearing = applier.clone();
-                // what was being received when the program ended is not taken up again yet
-                let cleared = tokio::task::spawn_blocking(move || clearing.clear_stale(&Default::default()));
-                if let Ok(Err(error)) = cleared.await {
-                    tracing::debug!(%error, "what was being received before stays");
-                }
-                self.applier = Some(applier.clone());
-                applier
-            }
-        };
+    async fn round(&mut self, folder: &Arc<Folder>) -> Result<Round, StoreError> {
+        let Some(applier) = applier(folder).await else { return Ok(Round::Left) };
+        if self.is_held(folder, &applier).await? {
+            return Ok(Round::Done);
+        }
         let mut left = 0;
         for _ in 0..ROUNDS {
             left = 0;
@@ -209,6 +296,40 @@ impl Applying {
         Ok(if left > 0 { Round::Left } else { Round::Done })
     }
 
+    /// Whether so much is to go at once that somebody is asked first.
+    async fn is_held(&self, folder: &Arc<Folder>, applier: &Arc<Applier>) -> Result<bool, StoreError> {
+        let fid = folder.fid;
+        let totals = folder.store().read(move |reader| reader.folder_totals(fid)).await?;
+        if totals.pending_files < LEAST_HELD || totals.pending_files < totals.files / 4 {
+            folder.hold(None);
+            return Ok(false);
+        }
+        let mut counts = Counts::default();
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let from = after.clone();
+            let page = folder.store().read(move |reader| reader.pending_after(fid, from.as_deref(), PAGE)).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.key.clone());
+            let (changes, ..) = decide_all(folder, page).await?;
+            let root = applier.root().clone();
+            let planning = tokio::task::spawn_blocking(move || plan(changes, |path| entries(&root, path)));
+            let planned = planning.await.map_err(|_| StoreError::Closed)?;
+            planned.displaced().for_each(|(_, how)| counts.add(how));
+        }
+        let verdict = lock_guard(folder).check(now().0, totals.files.saturating_add(counts.deleted), counts);
+        let Verdict::Hold { deleted, rewritten, of } = verdict else {
+            folder.hold(None);
+            return Ok(false);
+        };
+        let message = format!(
+            "others deleted {deleted} and rewrote {rewritten} of {of} files here at once, which is held back; \
+             `syncshell confirm` applies it, `syncshell undo` brings everyone back to what is here"
+        );
+        folder.hold(Some((counts, message)));
+        Ok(true)
+    }
+
     /// Does what is to be done at some paths; how many are left, and whether another round gets on at once.
     async fn page(
         &mut self,
@@ -216,40 +337,17 @@ impl Applying {
         applier: &Arc<Applier>,
         page: Vec<FileRow>,
     ) -> Result<(usize, bool), StoreError> {
-        let (fid, way) = (folder.fid, folder.direction);
-        let deciding = folder.store().read(move |reader| {
-            let mut changes = Vec::new();
-            let mut known = HashMap::new();
-            let mut settled = Vec::new();
-            for row in page {
-                let Some(path) = TreePath::from_key(&row.key) else { continue };
-                let versions = rows::versions(Some(&row))?;
-                let disk = row.disk.as_ref().map(|disk| rows::disk(disk, &versions));
-                let action = action(reader, fid, &row.key, &versions, disk.as_ref(), way)?;
-                // of what stays or moves the chunks are still there
-                let chunks = match row.disk {
-                    Some(_) => reader.chunk_list(row.file)?,
-                    None => Vec::new(),
-                };
-                match action {
-                    Action::Nothing | Action::Held(_) => {
-                        settled.push(Applied { path, disk: row.disk, chunks, kept: None });
-                    }
-                    action => {
-                        known.insert(path.clone(), Known { disk: row.disk, chunks });
-                        changes.push(Change { path, disk, action });
-                    }
-                }
-            }
-            Ok((changes, known, settled))
-        });
-        let (changes, known, settled) = deciding.await?;
+        let (changes, known, settled) = decide_all(folder, page).await?;
         commit(folder, settled).await?;
         let planning = {
             let root = applier.root().clone();
             tokio::task::spawn_blocking(move || plan(changes, |path| entries(&root, path)))
         };
         let planned = planning.await.map_err(|_| StoreError::Closed)?;
+        {
+            let (now, mut guard) = (now().0, lock_guard(folder));
+            planned.displaced().for_each(|(path, how)| guard.applied(now, path, how));
+        }
         let mut executor = Some(Executor {
             folder: folder.clone(),
             applier: applier.clone(),
@@ -269,7 +367,17 @@ impl Applying {
             while let Some(operation) = operations.next_if(is_job) {
                 if let (Some(job), Some(executor)) = (job(operation), &executor) {
                     let before = executor.known.get(&job.0).and_then(|known| known.disk.clone());
-                    jobs.push(Job { path: job.0, take: job.1, before });
+                    let job = Job { path: job.0, take: job.1, before };
+                    match job.size() {
+                        0..LARGE => jobs.push(job),
+                        _ if folder.claim_large(&job.path) => {
+                            if let Err(mpsc::error::TrySendError::Full(job)) = folder.large_jobs.try_send(job) {
+                                folder.release_large([job.path]);
+                                left += 1;
+                            }
+                        }
+                        _ => {}
+                    }
                 }
             }
             if !jobs.is_empty() {
@@ -290,6 +398,45 @@ impl Applying {
         let Some(executor) = executor else { return Ok((left, false)) };
         Ok((left + executor.left, executor.again))
     }
+}
+
+/// Compares rows with what lies on disk: what is to change, what is known of those paths, and what needs nothing.
+async fn decide_all(
+    folder: &Arc<Folder>,
+    page: Vec<FileRow>,
+) -> Result<(Vec<Change>, HashMap<TreePath, Known>, Vec<Applied>), StoreError> {
+    let (fid, way) = (folder.fid, folder.direction);
+    let deciding = folder.store().read(move |reader| {
+        let mut changes = Vec::new();
+        let mut known = HashMap::new();
+        let mut settled = Vec::new();
+        for row in page {
+            let Some(path) = TreePath::from_key(&row.key) else { continue };
+            let versions = rows::versions(Some(&row))?;
+            let disk = row.disk.as_ref().map(|disk| rows::disk(disk, &versions));
+            let action = action(reader, fid, &row.key, &versions, disk.as_ref(), way)?;
+            // of what stays or moves the chunks are still there
+            let chunks = match row.disk {
+                Some(_) => reader.chunk_list(row.file)?,
+                None => Vec::new(),
+            };
+            match action {
+                Action::Nothing | Action::Held(_) => {
+                    settled.push(Applied { path, disk: row.disk, chunks, kept: None });
+                }
+                action => {
+                    known.insert(path.clone(), Known { disk: row.disk, chunks });
+                    changes.push(Change { path, disk, action });
+                }
+            }
+        }
+        Ok((changes, known, settled))
+    });
+    deciding.await
+}
+
+fn lock_guard(folder: &Folder) -> std::sync::MutexGuard<'_, Guard> {
+    folder.guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Whether an operation is a file whose content is to come.

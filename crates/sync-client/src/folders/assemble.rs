@@ -46,6 +46,16 @@ pub(crate) struct Job {
     pub(crate) before: Option<DiskState>,
 }
 
+impl Job {
+    /// Bytes of the file.
+    pub(crate) fn size(&self) -> u64 {
+        match &self.take.node {
+            Node::File(file) => file.size,
+            _ => 0,
+        }
+    }
+}
+
 /// What the writing half is told.
 enum Message {
     /// Expect so many pieces of a file.

@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sync_core::folder::{Counts, Guard, guard};
+use sync_folder::apply::Applier;
 use sync_folder::cut::Cutter;
 use sync_folder::root::Root;
 use sync_store::{FolderRow, FolderRowId, Store};
@@ -19,9 +21,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::assemble::Job;
 use super::error::FolderError;
 use super::status::{Direction, FolderState, FolderStatus, PathProblem, Watching};
-use super::{take, tell};
+use super::{apply, take, tell};
 use crate::error::ClientError;
 use crate::event::Event;
 use crate::group::Group;
@@ -30,6 +33,8 @@ use crate::group::Group;
 const MOST_NAMED: usize = 100;
 /// Requests that wait for the task that tells.
 const REQUESTS: usize = 64;
+/// Large files that wait for those under way.
+const LARGE: usize = 256;
 /// Own entries remembered until they come back from the log; one that is forgotten is only taken in twice.
 const MOST_OWN: usize = 4096;
 
@@ -79,6 +84,13 @@ pub(crate) struct Folder {
     /// Paths that were seen to change meanwhile.
     again: Mutex<HashSet<TreePath>>,
     own: Mutex<VecDeque<EnvelopeHash>>,
+    /// Large files that are being received beside everything else.
+    large: Mutex<HashSet<TreePath>>,
+    pub(crate) large_jobs: mpsc::Sender<Job>,
+    pub(crate) applier: Mutex<Option<Arc<Applier>>>,
+    pub(crate) guard: Mutex<Guard>,
+    /// What is held back until somebody says that it is meant.
+    held: Mutex<Option<(Counts, String)>>,
     /// Moves when rows may have become pending.
     pub(crate) pending: watch::Sender<u64>,
 }
@@ -127,6 +139,7 @@ impl Folder {
         let Some(path) = row.root.as_ref().map(PathBuf::from) else { return Ok(None) };
         let settings = Settings::of(row);
         let (requests, asked) = mpsc::channel(REQUESTS);
+        let (large_jobs, large) = mpsc::channel(LARGE);
         let seed = group.keys().chunker_seed();
         let folder = Arc::new(Self {
             group,
@@ -154,11 +167,18 @@ impl Folder {
             busy: Mutex::default(),
             again: Mutex::default(),
             own: Mutex::default(),
+            large: Mutex::default(),
+            large_jobs,
+            applier: Mutex::default(),
+            guard: Mutex::new(Guard::new(guard::Settings::default())),
+            held: Mutex::default(),
             pending: watch::channel(0).0,
         });
         if !settings.paused {
             spawn(Box::pin(folder.tasks.track_future(tell::run(folder.clone(), asked))));
             spawn(Box::pin(folder.tasks.track_future(take::run(folder.clone()))));
+            spawn(Box::pin(folder.tasks.track_future(apply::run(folder.clone()))));
+            spawn(Box::pin(folder.tasks.track_future(apply::run_large(folder.clone(), large))));
         }
         folder.tasks.close();
         Ok(Some(folder))
@@ -270,6 +290,43 @@ impl Folder {
         lock(&self.busy).insert(path.clone());
     }
 
+    /// Claims a large file for receiving it beside everything else; false if it is under way already.
+    pub(crate) fn claim_large(&self, path: &TreePath) -> bool {
+        lock(&self.large).insert(path.clone())
+    }
+
+    pub(crate) fn release_large(&self, paths: impl IntoIterator<Item = TreePath>) {
+        let mut large = lock(&self.large);
+        for path in paths {
+            large.remove(&path);
+        }
+    }
+
+    /// Holds a mass change back and says why, or lets it go.
+    pub(crate) fn hold(&self, held: Option<(Counts, String)>) {
+        let news = {
+            let mut known = lock(&self.held);
+            std::mem::replace(&mut *known, held.clone()) != held
+        };
+        if news {
+            if let Some((_, message)) = held {
+                let message = format!("{}: {message}", self.name);
+                self.group.emit(Event::Error { code: "held".to_owned(), message });
+            }
+            self.changed();
+        }
+    }
+
+    /// Says that what is held back is meant.
+    pub(crate) fn confirm(&self) {
+        let held = lock(&self.held).take();
+        if let Some((held, _)) = held {
+            lock(&self.guard).confirm(crate::group::now().0, held);
+            self.changed();
+        }
+        self.wake();
+    }
+
     /// Gives paths back; those that were seen to change meanwhile are looked at again.
     pub(crate) fn release<'a>(&self, paths: impl IntoIterator<Item = &'a TreePath>) {
         let mut look = Vec::new();
@@ -333,10 +390,11 @@ impl Folder {
                 .await?
         };
         let behind = cursor.is_some_and(|cursor| cursor < *self.group.watch_newest().borrow());
+        let held = lock(&self.held).as_ref().map(|(_, message)| message.clone());
         let known = lock(&self.known);
         let state = if known.paused {
             FolderState::Paused
-        } else if known.problem.is_some() {
+        } else if known.problem.is_some() || held.is_some() {
             FolderState::Stopped
         } else if known.scanning {
             FolderState::Scanning
@@ -353,7 +411,7 @@ impl Folder {
             path: self.path.clone(),
             direction: self.direction,
             state,
-            problem: known.problem.clone(),
+            problem: known.problem.clone().or(held),
             watching: known.watching,
             files: totals.files,
             bytes: totals.bytes,

@@ -9,6 +9,7 @@ mod serve;
 mod status;
 mod take;
 mod tell;
+mod undo;
 mod versions;
 
 use std::collections::HashMap;
@@ -34,6 +35,9 @@ use crate::keys::draw;
 
 /// Entries looked through at once for announcements.
 const LOOKED_THROUGH: usize = 1024;
+
+/// Rows of a folder that is left, removed in one commit.
+const REMOVED: usize = 10_000;
 
 /// How a folder is placed on this device.
 #[derive(Debug, Clone, Default)]
@@ -314,6 +318,9 @@ impl Device {
             running.cancel.cancel();
             running.ended().await;
         }
+        // first so that half an index is never taken for a whole one, then in pieces, so that no commit is large
+        inner.shared.store.write(0, move |txn| txn.set_folder_root(row.fid, None)).await?;
+        while inner.shared.store.write(0, move |txn| txn.remove_files(row.fid, REMOVED)).await? > 0 {}
         inner.shared.store.write(0, move |txn| txn.remove_folder(row.fid)).await?;
         if let Some(root) = row.root {
             // without its mark it may be shared or placed again; what was kept stays where it is
@@ -323,6 +330,19 @@ impl Device {
             }
         }
         Ok(())
+    }
+
+    /// Says that a mass change which is held back is meant, and applies it.
+    pub async fn confirm_folder(&self, folder: FolderId) -> Result<(), ClientError> {
+        let running = self.inner.folders.get(&folder).ok_or_else(|| FolderError::Unknown(folder.to_string()))?;
+        running.confirm();
+        Ok(())
+    }
+
+    /// Takes a mass change back that is held back: everyone gets what is here. Returns how many paths that are.
+    pub async fn undo_folder(&self, folder: FolderId) -> Result<u64, ClientError> {
+        let running = self.inner.folders.get(&folder).ok_or_else(|| FolderError::Unknown(folder.to_string()))?;
+        Ok(undo::run(&running).await?)
     }
 
     /// Bytes per second that fetching and serving chunks may use together, each way; none for no limit.

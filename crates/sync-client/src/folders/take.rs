@@ -1,26 +1,25 @@
-//! Takes in what the log says about a folder, and has it applied.
+//! Takes in what the log says about a folder.
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sync_core::folder::Version;
 use sync_store::{FolderRowId, Limits, StoreError, Txn};
 use sync_types::folder::{Dot, KIND_RECORDS, Node, RecordBatch, TreePath, folder_stream};
 use sync_types::{AuthorId, Cursor, Envelope, Number};
 
-use super::apply::{self, Applying};
+use super::apply;
 use super::engine::Folder;
-use super::{rows, status::Direction, versions};
+use super::rows;
+use super::status::Direction;
 
 /// Entries taken in at once: an entry may hold thousands of records.
 const ENTRIES: usize = 64;
 /// Bytes of entries taken in at once.
 const BYTES: usize = 2 << 20;
-/// Wait before what could not be done is tried again.
+/// Wait before the log is read again where that failed.
 const RETRY: Duration = Duration::from_secs(5);
-/// Time between two looks at which versions are too many.
-const TRIM: Duration = Duration::from_secs(3600);
 
 /// A batch and where it stands.
 struct Placed {
@@ -32,15 +31,9 @@ struct Placed {
 /// Runs until the folder is stopped.
 pub(crate) async fn run(folder: Arc<Folder>) {
     let mut newest = folder.group.watch_newest();
-    let mut pending = folder.pending.subscribe();
-    let mut progress = folder.group.watch_progress();
-    let mut applying = Applying::new(&folder);
-    let mut trimmed = None;
     loop {
         newest.borrow_and_update();
-        pending.borrow_and_update();
-        progress.borrow_and_update();
-        let mut left = match take_in(&folder).await {
+        let failed = match take_in(&folder).await {
             Ok(()) => false,
             Err(StoreError::Closed) => return,
             Err(error) => {
@@ -48,31 +41,10 @@ pub(crate) async fn run(folder: Arc<Folder>) {
                 true
             }
         };
-        if folder.direction != Direction::SendOnly && !folder.is_stopped() && folder.root().is_some() {
-            folder.set_applying(true);
-            match applying.round(&folder).await {
-                Ok(apply::Round::Done) => {}
-                Ok(apply::Round::Left) => left = true,
-                Err(StoreError::Closed) => return,
-                Err(error) => {
-                    folder.set_path_problem("", Some(error.to_string()));
-                    left = true;
-                }
-            }
-            folder.set_applying(false);
-            if trimmed.is_none_or(|trimmed: Instant| trimmed.elapsed() >= TRIM) {
-                trimmed = Some(Instant::now());
-                if let Err(error) = versions::trim(&folder).await {
-                    tracing::debug!(%error, "versions stay");
-                }
-            }
-        }
         tokio::select! {
             () = folder.cancel.cancelled() => return,
             changed = newest.changed() => if changed.is_err() { return },
-            changed = pending.changed() => if changed.is_err() { return },
-            changed = progress.changed(), if left => if changed.is_err() { return },
-            () = tokio::time::sleep(RETRY), if left => {}
+            () = tokio::time::sleep(RETRY), if failed => {}
         }
     }
 }
@@ -156,6 +128,7 @@ async fn put(folder: &Arc<Folder>, batches: Vec<Placed>, reached: Cursor) -> Res
         Ok(news)
     });
     if news.await? {
+        folder.wake();
         folder.changed();
     }
     Ok(())

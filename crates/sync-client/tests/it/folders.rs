@@ -275,3 +275,54 @@ async fn a_send_only_device_takes_nothing_and_a_receive_only_one_tells_nothing()
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+async fn until_held(device: &Device) -> String {
+    let start = Instant::now();
+    loop {
+        let status = only(device).await;
+        if let Some(held) = status.problem {
+            return held;
+        }
+        assert!(start.elapsed() < PATIENCE, "nothing is held back: {status:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mass_deletion_is_held_back_until_it_is_confirmed_or_undone() {
+    let site = Site::new();
+    let fill = |root: PathBuf| (0..40).for_each(|n| write(&root.join(format!("{n}")), format!("file {n}")));
+    fill(site.path("left"));
+    let shared = Shared::of(site).await;
+    shared.equal().await;
+    let clear = || (0..30).for_each(|n| std::fs::remove_file(shared.left().join(format!("{n}"))).expect("removes"));
+    clear();
+    let held = until_held(&shared.b).await;
+    assert!(held.contains("deleted 30") && held.contains("syncshell confirm"), "{held}");
+    assert_eq!(tree(&shared.right()).len(), 40);
+    assert_eq!(shared.b.undo_folder(shared.folder).await.expect("undoes"), 30);
+    shared.equal().await;
+    assert_eq!(tree(&shared.left()).len(), 40);
+    clear();
+    until_held(&shared.b).await;
+    shared.b.confirm_folder(shared.folder).await.expect("confirms");
+    shared.equal().await;
+    assert_eq!(tree(&shared.right()).len(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_with_a_changed_middle_moves_only_the_change() {
+    let site = Site::new();
+    let mut bytes = noise(80 << 20);
+    write(&site.path("left/large"), &bytes);
+    let shared = Shared::of(site).await;
+    shared.equal().await;
+    let before = only(&shared.b).await.fetched_bytes;
+    assert!(before >= 80 << 20);
+    let middle = bytes.len() / 2;
+    bytes.splice(middle..middle, noise(1024));
+    write(&shared.left().join("large"), &bytes);
+    shared.equal().await;
+    let moved = only(&shared.b).await.fetched_bytes - before;
+    assert!(moved <= 6 << 20, "{moved} bytes were fetched");
+}

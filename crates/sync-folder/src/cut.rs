@@ -22,8 +22,10 @@ use crate::walk::{Kind, Stat, stat_of};
 const FASTCDC_V2020: u32 = 1;
 /// Bytes of the pieces that a long list of chunks is cut into.
 const LIST_PIECE: usize = 1 << 20;
-/// Buffers that are full and not yet hashed: two let reading and hashing overlap, more only take memory.
-const BUFFERS_AHEAD: usize = 2;
+/// Chunks whose list, of 40 bytes each, is as many pieces as a record names: some 1.6 TiB of data.
+const MAX_LISTED_CHUNKS: usize = MAX_INLINE_CHUNKS * LIST_PIECE / 40;
+/// Buffers that are full and not yet hashed: one lets reading and hashing overlap, more only take memory.
+const BUFFERS_AHEAD: usize = 1;
 /// Bytes of a hole between two reports of progress, and two chances to stop: a fraction of a second of hashing.
 const HOLE_STEP: u64 = 256 << 20;
 /// What holes are hashed from: little enough to stay in a core's cache.
@@ -66,8 +68,8 @@ pub enum CutError {
 impl From<io::Error> for CutError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            // it became shorter than it was
-            io::ErrorKind::UnexpectedEof => Self::Changed,
+            // it became shorter than it was, or a program that lent it for writing has not given it back
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::WouldBlock => Self::Changed,
             io::ErrorKind::PermissionDenied => Self::Unreadable,
             _ if is_absent(&error) => Self::Missing,
             _ => Self::Io(error),
@@ -125,8 +127,8 @@ impl Cutter {
             masks: v2020::select_masks(average, Normalization::Level1),
             gear,
             gear_shifted,
-            // room for the longest chunk and as much to read behind it
-            buffer: 2 * max,
+            // room for the longest chunk and some to read behind it
+            buffer: max + max / 2,
         })
     }
 
@@ -448,10 +450,10 @@ fn form(chunks: &[(ChunkRef, u64)], size: u64) -> Result<(Chunks, Option<Vec<u8>
     if refs.len() <= MAX_INLINE_CHUNKS {
         return Ok((Chunks::Inline(refs), None));
     }
-    let list = encode_chunks(&refs);
-    if list.len().div_ceil(LIST_PIECE) > MAX_INLINE_CHUNKS {
+    if refs.len() > MAX_LISTED_CHUNKS {
         return Err(CutError::TooLarge);
     }
+    let list = encode_chunks(&refs);
     let piece = |piece: &[u8]| ChunkRef { hash: Some(*blake3::hash(piece).as_bytes()), len: piece.len() as u64 };
     Ok((Chunks::Listed(list.chunks(LIST_PIECE).map(piece).collect()), Some(list)))
 }
@@ -536,5 +538,367 @@ mod sys {
 
     pub(super) fn next_data(_file: &File, _at: u64) -> Option<u64> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use fastcdc::v2020::FastCDC;
+    use proptest::prelude::*;
+    use sync_types::FolderId;
+    use sync_types::folder::decode_chunks;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::walk::stat;
+
+    const SEED: u64 = 0x5eed_5eed_5eed_5eed;
+    const SMALL: Chunker = Chunker { id: 1, min: 64, average: 256, max: 1024 };
+
+    fn root() -> (TempDir, Root) {
+        let temp = tempfile::tempdir().expect("a directory");
+        let root = Root::create(temp.path(), &FolderId([7; 16])).expect("a root");
+        (temp, root)
+    }
+
+    fn path() -> TreePath {
+        TreePath::new("file").expect("a path")
+    }
+
+    fn random(len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    fn cut(root: &Root, cutter: &Cutter) -> Result<Cut, CutError> {
+        let (expected, _) = stat(root, &path()).expect("looked").expect("a file");
+        cutter.cut_file(root, &path(), &expected, &mut |_| ControlFlow::Continue(()))
+    }
+
+    fn cut_bytes(chunker: &Chunker, bytes: &[u8]) -> Cut {
+        let (_temp, root) = root();
+        fs::write(root.path().join("file"), bytes).expect("written");
+        let cut = cut(&root, &Cutter::new(chunker, SEED).expect("a cutter")).expect("cut");
+        assert_eq!(cut.content.size, bytes.len() as u64);
+        assert_eq!(cut.content.hash, *blake3::hash(bytes).as_bytes());
+        let mut at = 0;
+        for (chunk, offset) in &cut.chunks {
+            assert_eq!(*offset, at);
+            if let Some(hash) = chunk.hash {
+                let read = read_chunk(&root, &path(), *offset, chunk.len, &hash).expect("read").expect("the chunk");
+                assert_eq!(&bytes[usize::try_from(at).expect("a place")..][..read.len()], read);
+            }
+            at += chunk.len;
+        }
+        assert_eq!(at, bytes.len() as u64);
+        cut
+    }
+
+    fn at_once(chunker: &Chunker, bytes: &[u8]) -> Vec<u64> {
+        let [min, average, max] =
+            [chunker.min, chunker.average, chunker.max].map(|size| usize::try_from(size).expect("a size"));
+        FastCDC::with_level_and_seed(bytes, min, average, max, Normalization::Level1, SEED)
+            .map(|chunk| chunk.length as u64)
+            .collect()
+    }
+
+    fn lengths(cut: &Cut) -> Vec<u64> {
+        cut.chunks.iter().map(|(chunk, _)| chunk.len).collect()
+    }
+
+    #[test]
+    fn the_cuts_stay_where_they_were() {
+        let bytes = random(20 << 20);
+        let cut = cut_bytes(&Chunker::default(), &bytes);
+        assert_eq!(lengths(&cut), at_once(&Chunker::default(), &bytes));
+        let expected = [
+            1622930, 1528352, 1572503, 1463815, 728885, 1086094, 1191718, 2018285, 1874617, 932614, 2022869, 2354411,
+            1963971, 610456,
+        ];
+        assert_eq!(lengths(&cut), expected);
+    }
+
+    #[test]
+    fn what_a_record_says_depends_on_the_number_of_chunks() {
+        let empty = cut_bytes(&SMALL, b"");
+        assert!(empty.content.chunks == Chunks::Whole && empty.chunks.is_empty());
+        for len in [1, 63, 64] {
+            let whole = cut_bytes(&SMALL, &random(len));
+            assert_eq!(whole.content.chunks, Chunks::Whole);
+            assert_eq!(whole.chunks.len(), 1);
+        }
+        let inline = cut_bytes(&SMALL, &random(4096));
+        let refs: Vec<_> = inline.chunks.iter().map(|(chunk, _)| *chunk).collect();
+        assert!(refs.len() > 1 && inline.list.is_none());
+        assert_eq!(inline.content.chunks, Chunks::Inline(refs));
+
+        let listed = cut_bytes(&SMALL, &random(9 << 20));
+        let list = listed.list.expect("a list");
+        let refs: Vec<_> = listed.chunks.iter().map(|(chunk, _)| *chunk).collect();
+        assert_eq!(decode_chunks(&list).expect("chunks"), refs);
+        let Chunks::Listed(pieces) = listed.content.chunks else { panic!("{} chunks", refs.len()) };
+        assert_eq!(pieces.len(), 2);
+        let (first, second) = list.split_at(LIST_PIECE);
+        for (piece, bytes) in pieces.iter().zip([first, second]) {
+            assert_eq!(*piece, ChunkRef { hash: Some(*blake3::hash(bytes).as_bytes()), len: bytes.len() as u64 });
+        }
+    }
+
+    #[test]
+    fn a_list_that_no_record_can_name_is_refused() {
+        let chunk = ChunkRef { hash: Some([1; 32]), len: 1 };
+        assert_eq!((encode_chunks(&[chunk]).len() * MAX_LISTED_CHUNKS).div_ceil(LIST_PIECE), MAX_INLINE_CHUNKS);
+        assert!(matches!(form(&vec![(chunk, 0); MAX_LISTED_CHUNKS + 1], 1 << 50), Err(CutError::TooLarge)));
+    }
+
+    #[test]
+    fn parameters_that_are_not_ours_are_refused() {
+        let ours = Chunker::default();
+        for other in [
+            Chunker { id: 2, ..ours },
+            Chunker { min: 0, ..ours },
+            Chunker { min: 255, ..ours },
+            Chunker { min: 2 << 20, ..ours },
+            Chunker { average: 8 << 20, max: 16 << 20, ..ours },
+            Chunker { max: 8 << 20, ..ours },
+            Chunker { max: 512 << 10, ..ours },
+        ] {
+            assert_eq!(Cutter::new(&other, SEED).err(), Some(ChunkerError), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn an_insertion_moves_few_chunks() {
+        let mut bytes = random(8 << 20);
+        let hashes = |bytes: &[u8]| -> std::collections::BTreeSet<_> {
+            cut_bytes(&Chunker { id: 1, min: 4096, average: 16 << 10, max: 64 << 10 }, bytes)
+                .chunks
+                .iter()
+                .map(|(chunk, _)| chunk.hash)
+                .collect()
+        };
+        let before = hashes(&bytes);
+        bytes.splice(4_000_000..4_000_000, random(1000));
+        let after = hashes(&bytes);
+        assert!(before.len() > 300 && after.difference(&before).count() <= 4);
+    }
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_is_not_cut() {
+        let (_temp, root) = root();
+        let file = root.path().join("file");
+        let cutter = Cutter::new(&SMALL, SEED).expect("a cutter");
+        for size in [10_u64, 1000, 100_000] {
+            let changes: [&dyn Fn(); 3] = [
+                &|| fs::write(&file, "other").expect("written"),
+                &|| {
+                    let opened = fs::File::options().append(true).open(&file).expect("opened");
+                    opened.set_len(size + 1).expect("grown");
+                },
+                &|| {
+                    let opened = fs::File::options().write(true).open(&file).expect("opened");
+                    opened.set_modified(SystemTime::now() + Duration::from_secs(5)).expect("set");
+                },
+            ];
+            for change in changes {
+                fs::write(&file, random(usize::try_from(size).expect("a size"))).expect("written");
+                let (expected, _) = stat(&root, &path()).expect("looked").expect("a file");
+                let mut is_first = true;
+                let result = cutter.cut_file(&root, &path(), &expected, &mut |_| {
+                    if std::mem::take(&mut is_first) {
+                        change();
+                    }
+                    ControlFlow::Continue(())
+                });
+                assert!(matches!(result, Err(CutError::Changed)), "{size} {result:?}");
+                let result = cutter.cut_file(&root, &path(), &expected, &mut |_| panic!("it is another already"));
+                assert!(matches!(result, Err(CutError::Changed)), "{size} {result:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn reading_stops_when_it_is_told() {
+        let (_temp, root) = root();
+        let cutter = Cutter::new(&SMALL, SEED).expect("a cutter");
+        for size in [10, 1000, 100_000] {
+            fs::write(root.path().join("file"), random(size)).expect("written");
+            let (expected, _) = stat(&root, &path()).expect("looked").expect("a file");
+            let result = cutter.cut_file(&root, &path(), &expected, &mut |_| ControlFlow::Break(()));
+            assert!(matches!(result, Err(CutError::Stopped)));
+        }
+    }
+
+    #[test]
+    fn progress_adds_up_to_the_size() {
+        let (_temp, root) = root();
+        let cutter = Cutter::new(&SMALL, SEED).expect("a cutter");
+        for size in [0, 10, 1000, 100_000] {
+            fs::write(root.path().join("file"), random(size)).expect("written");
+            let (expected, _) = stat(&root, &path()).expect("looked").expect("a file");
+            let mut done = 0;
+            let mut add = |bytes| {
+                done += bytes;
+                ControlFlow::Continue(())
+            };
+            cutter.cut_file(&root, &path(), &expected, &mut add).expect("cut");
+            assert_eq!(done, size as u64);
+        }
+    }
+
+    #[test]
+    fn a_time_that_another_change_may_bear_is_not_trusted() {
+        let (_temp, root) = root();
+        let cutter = Cutter::new(&SMALL, SEED).expect("a cutter");
+        fs::write(root.path().join("file"), "content").expect("written");
+        let file = fs::File::options().write(true).open(root.path().join("file")).expect("opened");
+        let now = SystemTime::now();
+        let nanos = |nanos| UNIX_EPOCH + Duration::from_nanos(nanos);
+        let second = now.duration_since(UNIX_EPOCH).expect("after 1970").as_secs() * 1_000_000_000;
+        for (mtime, settled) in [
+            (now, false),
+            (now + Duration::from_secs(60), false),
+            // in whole seconds, as FAT counts them
+            (nanos(second - 1_000_000_000), false),
+            (nanos(second - 10_000_000_000), true),
+            (nanos(second - 1_000_000_001), true),
+            (UNIX_EPOCH - Duration::from_secs(1), true),
+        ] {
+            file.set_modified(mtime).expect("set");
+            assert_eq!(is_settled(stat_of(&file).expect("looked").expect("a file").mtime, now), settled, "{mtime:?}");
+        }
+        file.set_modified(nanos(second - 1_000_000_001)).expect("set");
+        assert!(cut(&root, &cutter).expect("cut").settled);
+    }
+
+    #[test]
+    fn a_chunk_that_is_not_there_any_more_is_not_read() {
+        let (_temp, root) = root();
+        let file = root.path().join("file");
+        fs::write(&file, "one two").expect("written");
+        let hash = *blake3::hash(b"two").as_bytes();
+        let read = |offset, len| read_chunk(&root, &path(), offset, len, &hash).expect("read");
+        assert_eq!(read(4, 3).as_deref(), Some(&b"two"[..]));
+        for (offset, len) in [(3, 3), (4, 4), (5, 3), (u64::MAX, 3), (4, u64::MAX), (4, MAX_CHUNK + 1)] {
+            assert_eq!(read(offset, len), None);
+        }
+        fs::write(&file, "one owt").expect("written");
+        assert_eq!(read(4, 3), None);
+        fs::remove_file(&file).expect("removed");
+        assert_eq!(read(4, 3), None);
+        fs::create_dir(&file).expect("made");
+        assert_eq!(read(4, 3), None);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_regular_files_are_read() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let (temp, root) = root();
+        let outside = tempfile::NamedTempFile::new().expect("a file");
+        let file = temp.path().join("file");
+        let cutter = Cutter::new(&SMALL, SEED).expect("a cutter");
+        fs::write(&file, "content").expect("written");
+        let (expected, _) = stat(&root, &path()).expect("looked").expect("a file");
+        let is_missing = || {
+            let result = cutter.cut_file(&root, &path(), &expected, &mut |_| ControlFlow::Continue(()));
+            assert!(matches!(result, Err(CutError::Missing)), "{result:?}");
+            assert_eq!(read_chunk(&root, &path(), 0, 0, blake3::hash(b"").as_bytes()).expect("read"), None);
+        };
+        fs::remove_file(&file).expect("removed");
+        is_missing();
+        std::os::unix::fs::symlink(outside.path(), &file).expect("linked");
+        is_missing();
+        fs::remove_file(&file).expect("removed");
+        mknodat(CWD, &file, FileType::Fifo, Mode::RUSR, 0).expect("made");
+        is_missing();
+        fs::remove_file(&file).expect("removed");
+        fs::create_dir(&file).expect("made");
+        is_missing();
+    }
+
+    #[cfg(target_os = "linux")]
+    mod holes {
+        use std::os::unix::fs::FileExt;
+
+        use super::*;
+
+        fn sparse(root: &Root, size: u64, data: &[(u64, &[u8])]) {
+            let file = fs::File::create(root.path().join("file")).expect("made");
+            file.set_len(size).expect("grown");
+            for (at, bytes) in data {
+                file.write_all_at(bytes, *at).expect("written");
+            }
+        }
+
+        #[test]
+        fn holes_stay_holes() {
+            let (_temp, root) = root();
+            let cutter = Cutter::new(&Chunker::default(), SEED).expect("a cutter");
+            let size = (40 << 20) + 5;
+            let byte = [1];
+            sparse(&root, size, &[(10 << 20, &byte), (30 << 20, &random(1 << 20))]);
+            let cut = cut(&root, &cutter).expect("cut");
+            let all = fs::read(root.path().join("file")).expect("read");
+            assert_eq!(cut.content.hash, *blake3::hash(&all).as_bytes());
+            let shape: Vec<_> = cut.chunks.iter().map(|(chunk, at)| (chunk.hash.is_some(), *at)).collect();
+            assert_eq!(shape[..4], [(false, 0), (true, 10 << 20), (false, (10 << 20) + 4096), (true, 30 << 20)]);
+            assert_eq!(shape.last(), Some(&(false, 31 << 20)));
+            let refs: Vec<_> = cut.chunks.iter().map(|(chunk, _)| *chunk).collect();
+            assert_eq!(sync_types::folder::total(&refs), Some(size));
+            assert_eq!(cut.content.chunks, Chunks::Inline(refs));
+        }
+
+        #[test]
+        fn a_file_of_nothing_but_a_hole_is_one() {
+            let (_temp, root) = root();
+            let cutter = Cutter::new(&Chunker::default(), SEED).expect("a cutter");
+            for size in [1 << 20, 1 << 30] {
+                sparse(&root, size, &[]);
+                let cut = cut(&root, &cutter).expect("cut");
+                assert_eq!(cut.content.chunks, Chunks::Inline(vec![ChunkRef { hash: None, len: size }]));
+            }
+            sparse(&root, 1 << 20, &[]);
+            let zeros = vec![0; 1 << 20];
+            assert_eq!(cut(&root, &cutter).expect("cut").content.hash, *blake3::hash(&zeros).as_bytes());
+        }
+
+        #[test]
+        fn tiny_holes_are_read_as_zeros() {
+            let (_temp, root) = root();
+            let cutter = Cutter::new(&Chunker::default(), SEED).expect("a cutter");
+            let byte = [1];
+            let data: Vec<_> = (0..100).map(|n| (n * (64 << 10), &byte[..])).collect();
+            sparse(&root, 100 * (64 << 10), &data);
+            let cut = cut(&root, &cutter).expect("cut");
+            assert!(cut.chunks.iter().all(|(chunk, _)| chunk.hash.is_some()));
+            let all = fs::read(root.path().join("file")).expect("read");
+            assert_eq!(lengths(&cut), at_once(&Chunker::default(), &all));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_stream_is_cut_as_the_whole_is(
+            len in 0_usize..40_000,
+            period in 1_usize..40_000,
+            buffer in 1025_usize..8000,
+        ) {
+            let bytes: Vec<u8> = random(period).into_iter().cycle().take(len).collect();
+            let cutter = Cutter { buffer, ..Cutter::new(&SMALL, SEED).expect("a cutter") };
+            let mut hasher = Hasher::new(len as u64);
+            let mut reading = Reading { cutter: &cutter, sink: &mut hasher, progress: &mut |_| ControlFlow::Continue(()) };
+            reading.data(&bytes[..], len as u64).expect("read");
+            let pieces = hasher.finish();
+            let lengths: Vec<u64> = pieces.chunks.iter().map(|(chunk, _)| chunk.len).collect();
+            prop_assert_eq!(lengths, at_once(&SMALL, &bytes));
+            prop_assert_eq!(pieces.hash, *blake3::hash(&bytes).as_bytes());
+        }
     }
 }

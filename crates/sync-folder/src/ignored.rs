@@ -11,7 +11,7 @@ use crate::walk::stat_of;
 /// The file in a folder's root with its patterns; it is synced like any other.
 pub const IGNORE_FILE: &str = ".syncshellignore";
 
-/// Bytes of an ignore file that are read: thousands of patterns, and a matcher that is built in well under a second.
+/// Bytes of an ignore file that are read: thousands of patterns, and a matcher whose building no peer can drag out.
 pub const MAX_IGNORE_FILE: u64 = 64 << 10;
 
 /// Why nobody can say what is ignored; nothing may be scanned then, or what should stay here would go out.
@@ -115,5 +115,84 @@ impl Ignored {
 
     fn is_match(&self, path: &str, is_dir: bool) -> bool {
         self.patterns.matched(path, is_dir).is_ignore()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sync_types::FolderId;
+
+    use super::*;
+
+    fn matches(patterns: &str, path: &str, is_dir: bool) -> bool {
+        let ignored = Ignored::parse(patterns.as_bytes()).expect("patterns");
+        ignored.matches(&TreePath::new(path).expect("a path"), is_dir)
+    }
+
+    #[test]
+    fn patterns_mean_what_they_mean_to_git() {
+        for (patterns, path, is_dir, expected) in [
+            ("", "a", false, false),
+            ("# a\n\na", "a", false, true),
+            ("a", "b/a", false, true),
+            ("/a", "b/a", false, false),
+            ("/a", "a/b/c", false, true),
+            ("a/", "a", false, false),
+            ("a/", "a", true, true),
+            ("a/", "a/b", false, true),
+            ("a/b", "c/a/b", false, false),
+            ("*.o\n!keep.o", "x/keep.o", false, false),
+            ("*.o\n!keep.o", "x/lose.o", false, true),
+            ("a/\n!a/b", "a/b", false, true),
+            ("a/*\n!a/b", "a/b", false, false),
+            ("a/*\n!a/b", "a/c", false, true),
+            ("**/x/*.tmp", "a/x/1.tmp", false, true),
+            ("x?[0-9]", "xy7", false, true),
+            ("a \r\nb\r\n", "b", false, true),
+            ("\\#a", "#a", false, true),
+            ("\u{feff}a", "a", false, true),
+            ("Ä*", "b/Äpfel", true, true),
+        ] {
+            assert_eq!(matches(patterns, path, is_dir), expected, "{patterns:?} {path:?}");
+        }
+    }
+
+    #[test]
+    fn an_invalid_line_is_told_and_the_others_count() {
+        let ignored = Ignored::parse(b"a\n{x\n\xff\nb").expect("patterns");
+        assert_eq!(ignored.invalid().iter().map(|line| line.line).collect::<Vec<_>>(), [2, 3]);
+        for name in ["a", "b"] {
+            assert!(ignored.matches(&TreePath::new(name).expect("a path"), false), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_does_not_mean_that_nothing_is_ignored() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let root = Root::create(temp.path(), &FolderId([7; 16])).expect("a root");
+        let path = temp.path().join(IGNORE_FILE);
+        let secret = TreePath::new("secret").expect("a path");
+        assert!(!Ignored::load(&root).expect("no patterns").matches(&secret, false));
+        std::fs::write(&path, "secret\n").expect("written");
+        assert!(Ignored::load(&root).expect("patterns").matches(&secret, false));
+        std::fs::write(&path, "secret\n".repeat(10_000)).expect("written");
+        assert!(matches!(Ignored::load(&root), Err(IgnoreError::TooLong)));
+        std::fs::remove_file(&path).expect("removed");
+        std::fs::create_dir(&path).expect("made");
+        assert!(matches!(Ignored::load(&root), Err(IgnoreError::NotAFile)));
+        #[cfg(unix)]
+        {
+            std::fs::remove_dir(&path).expect("removed");
+            std::os::unix::fs::symlink("/etc/hostname", &path).expect("linked");
+            assert!(matches!(Ignored::load(&root), Err(IgnoreError::NotAFile)));
+        }
+    }
+
+    #[test]
+    fn the_longest_file_of_patterns_can_be_used() {
+        let line = "**/a*b*c*d*/**/?[x-z]*.tmp\n";
+        let most = usize::try_from(MAX_IGNORE_FILE).expect("a small number") / line.len();
+        let ignored = Ignored::parse(line.repeat(most).as_bytes());
+        assert!(ignored.is_ok_and(|ignored| ignored.matches(&TreePath::new("abcd/q/xy.tmp").expect("a path"), false)));
     }
 }

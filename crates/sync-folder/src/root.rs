@@ -378,3 +378,145 @@ mod sys {
         error.raw_os_error() == Some(681)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FOLDER: FolderId = FolderId([7; 16]);
+
+    fn tree_path(text: &str) -> TreePath {
+        TreePath::new(text).expect("a path")
+    }
+
+    #[test]
+    fn a_root_is_opened_only_with_its_marker() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let path = temp.path().join("new/folder");
+        assert!(matches!(Root::open(&path, &FOLDER), Err(RootError::Missing)));
+        drop(Root::create(&path, &FOLDER).expect("a root"));
+        drop(Root::open(&path, &FOLDER).expect("the root"));
+        assert_eq!(std::fs::read_to_string(path.join(".syncshell/folder")).expect("marker"), format!("{FOLDER}\n"));
+
+        let other = FolderId([8; 16]);
+        assert!(matches!(Root::open(&path, &other), Err(RootError::OtherFolder { found: FOLDER })));
+        assert!(matches!(Root::create(&path, &other), Err(RootError::OtherFolder { found: FOLDER })));
+        drop(Root::create(&path, &FOLDER).expect("made again, it is the same"));
+
+        std::fs::write(path.join(".syncshell/folder"), "what").expect("written");
+        assert!(matches!(Root::open(&path, &FOLDER), Err(RootError::NotMarked)));
+        std::fs::remove_dir_all(path.join(".syncshell")).expect("removed");
+        assert!(matches!(Root::open(&path, &FOLDER), Err(RootError::NotMarked)));
+        std::fs::write(path.join(".syncshell"), "").expect("written");
+        assert!(matches!(Root::open(&path, &FOLDER), Err(RootError::NotMarked)));
+
+        let file = temp.path().join("file");
+        std::fs::write(&file, "").expect("written");
+        assert!(matches!(Root::open(&file, &FOLDER), Err(RootError::NotADirectory)));
+        assert!(matches!(Root::create(&file, &FOLDER), Err(RootError::NotADirectory)));
+        assert!(matches!(Root::create(&file.join("below"), &FOLDER), Err(RootError::NotADirectory)));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_marker_behind_a_symbolic_link_does_not_count() {
+        let temp = tempfile::tempdir().expect("a directory");
+        drop(Root::create(&temp.path().join("one"), &FOLDER).expect("a root"));
+        let two = temp.path().join("two");
+        std::fs::create_dir(&two).expect("made");
+        std::os::unix::fs::symlink("../one/.syncshell", two.join(".syncshell")).expect("linked");
+        assert!(matches!(Root::open(&two, &FOLDER), Err(RootError::NotMarked)));
+        assert!(Root::create(&two, &FOLDER).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn nobody_else_looks_into_our_directory() {
+        use std::os::unix::fs::PermissionsExt;
+        let temp = tempfile::tempdir().expect("a directory");
+        std::fs::write(temp.path().join("kept"), "content").expect("written");
+        drop(Root::create(temp.path(), &FOLDER).expect("a root"));
+        for name in ["", "tmp", "versions"] {
+            let metadata = temp.path().join(".syncshell").join(name).metadata().expect("made");
+            assert_eq!(metadata.permissions().mode() & 0o777, 0o700, "{name}");
+        }
+        assert_eq!(std::fs::read(temp.path().join("kept")).expect("kept"), b"content");
+    }
+
+    #[test]
+    fn a_root_that_was_replaced_is_noticed() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let (path, away) = (temp.path().join("folder"), temp.path().join("away"));
+        let root = Root::create(&path, &FOLDER).expect("a root");
+        root.check().expect("it is there");
+        std::fs::rename(&path, &away).expect("moved");
+        assert!(matches!(root.check(), Err(RootError::Missing)));
+        std::fs::write(&path, "").expect("written");
+        assert!(matches!(root.check(), Err(RootError::NotADirectory)));
+        std::fs::remove_file(&path).expect("removed");
+        std::fs::create_dir(&path).expect("made");
+        assert!(matches!(root.check(), Err(RootError::Replaced)));
+        drop(Root::create(&path, &FOLDER).expect("another with the same marker"));
+        assert!(matches!(root.check(), Err(RootError::Replaced)));
+        std::fs::remove_dir_all(&path).expect("removed");
+        std::fs::rename(&away, &path).expect("moved back");
+        root.check().expect("it is back");
+        std::fs::remove_file(path.join(".syncshell/folder")).expect("removed");
+        assert!(matches!(root.check(), Err(RootError::NotMarked)));
+    }
+
+    #[test]
+    fn folders_inside_each_other_overlap() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let at = |below: &str| temp.path().join(below);
+        std::fs::create_dir_all(at("a/b")).expect("made");
+        assert!(overlaps(&at("a"), &at("a/b")) && overlaps(&at("a/b"), &at("a")) && overlaps(&at("a"), &at("a")));
+        assert!(overlaps(&at("a"), &at("a/new/below")));
+        assert!(!overlaps(&at("a"), &at("ab")) && !overlaps(&at("a/b"), &at("a/c")));
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink("a", at("link")).expect("linked");
+            assert!(overlaps(&at("link/new"), &at("a")) && overlaps(&at("a/b"), &at("link")));
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn nothing_is_opened_through_a_symbolic_link() {
+        use rustix::fs::OFlags;
+        let temp = tempfile::tempdir().expect("a directory");
+        let outside = temp.path().join("outside");
+        std::fs::create_dir_all(outside.join("in")).expect("made");
+        std::fs::write(outside.join("in/file"), "secret").expect("written");
+        let root = Root::create(&temp.path().join("root"), &FOLDER).expect("a root");
+        std::fs::create_dir_all(root.path().join("real/in")).expect("made");
+        std::fs::write(root.path().join("real/in/file"), "mine").expect("written");
+        for (link, target) in [("out", "../outside"), ("inside", "real"), ("file", "real/in/file")] {
+            std::os::unix::fs::symlink(target, root.path().join(link)).expect("linked");
+        }
+        for bad in ["out/in/file", "inside/in/file", "file", "real/in/file/below", "real/none"] {
+            let path = tree_path(bad);
+            let by_call = root.open_file(&path).expect_err(bad);
+            let by_steps = sys::open_by_steps(root.dir(), &path, OFlags::RDONLY).expect_err(bad);
+            assert!(is_absent(&by_call) && is_absent(&by_steps), "{bad}: {by_call} {by_steps}");
+        }
+        for bad in ["out", "out/in", "inside", "file", "real/in/file"] {
+            assert!(is_absent(&root.open_dir(Some(&tree_path(bad))).expect_err(bad)), "{bad}");
+        }
+        assert!(is_absent(&root.open_parent(&tree_path("out/in")).expect_err("a link")));
+        root.open_parent(&tree_path("out")).expect("the root");
+        for good in ["real/in/file", "real/in", "real"] {
+            root.open_file(&tree_path(good)).expect(good);
+            sys::open_by_steps(root.dir(), &tree_path(good), OFlags::RDONLY).expect(good);
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn free_space_is_known() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let root = Root::create(temp.path(), &FOLDER).expect("a root");
+        let (free, total) = root.free_space().expect("known");
+        assert!(0 < total && free <= total);
+    }
+}

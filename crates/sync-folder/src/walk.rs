@@ -369,3 +369,262 @@ mod sys {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use sync_types::FolderId;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn root() -> (TempDir, Root) {
+        let temp = tempfile::tempdir().expect("a directory");
+        let root = Root::create(&temp.path().join("root"), &FolderId([7; 16])).expect("a root");
+        (temp, root)
+    }
+
+    fn path(text: &str) -> TreePath {
+        TreePath::new(text).expect("a path")
+    }
+
+    fn write(root: &Root, path: &str) {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+        fs::write(path, "content").expect("written");
+    }
+
+    /// The paths, with a slash behind directories and an arrow behind links; problems as they are told.
+    fn all(root: &Root, below: Option<&str>, patterns: &str) -> Vec<String> {
+        let ignored = Ignored::parse(patterns.as_bytes()).expect("patterns");
+        let mut all = Vec::new();
+        walk(root, below.map(path).as_ref(), &ignored, &mut |found| {
+            all.push(match found {
+                Found::Entry { path, stat, target: Some(target) } if stat.kind == Kind::Symlink => {
+                    format!("{path} -> {target}")
+                }
+                Found::Entry { path, stat, target: None } if stat.kind == Kind::Directory => format!("{path}/"),
+                Found::Entry { path, .. } => path.to_string(),
+                Found::Problem { path, at: Some(at), problem } => {
+                    assert_eq!(path, at.as_str());
+                    format!("{path}: {problem}")
+                }
+                Found::Problem { path, at: None, problem } => format!("({path}): {problem}"),
+            });
+            ControlFlow::Continue(())
+        })
+        .expect("walked");
+        all
+    }
+
+    #[test]
+    fn a_walk_goes_in_the_order_of_the_keys() {
+        let (_temp, root) = root();
+        for file in ["a/b", "a.txt", "a b", "a/b.d/c", "a/b d", "b/.syncshell/x", "Z", "ä"] {
+            write(&root, file);
+        }
+        fs::create_dir(root.path().join("empty")).expect("made");
+        let found = all(&root, None, "");
+        let expected = [
+            "Z",
+            "a/",
+            "a/b",
+            "a/b d",
+            "a/b.d/",
+            "a/b.d/c",
+            "a b",
+            "a.txt",
+            "b/",
+            "b/.syncshell/",
+            "b/.syncshell/x",
+            "empty/",
+            "ä",
+        ];
+        assert_eq!(found, expected);
+        assert!(found.iter().map(|found| path(found.trim_end_matches('/')).key()).is_sorted());
+    }
+
+    #[test]
+    fn a_walk_below_a_path_begins_with_it() {
+        let (_temp, root) = root();
+        for file in ["a/b/c", "a/b.txt", "ab"] {
+            write(&root, file);
+        }
+        assert_eq!(all(&root, Some("a"), ""), ["a/", "a/b/", "a/b/c", "a/b.txt"]);
+        assert_eq!(all(&root, Some("a/b/c"), ""), ["a/b/c"]);
+        assert_eq!(all(&root, Some("a/none"), ""), [""; 0]);
+        assert_eq!(all(&root, Some("ab/none"), ""), [""; 0]);
+        assert_eq!(all(&root, Some("a/b"), "/a/"), [""; 0]);
+        assert_eq!(all(&root, Some("a"), "/a/"), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_ignored_is_not_looked_into() {
+        let (_temp, root) = root();
+        for file in ["target/debug/x", "src/target", "src/x.o", "keep.o", ".syncshellignore"] {
+            write(&root, file);
+        }
+        let found = all(&root, None, "target/\n*.o\n!keep.o\n");
+        assert_eq!(found, [".syncshellignore", "keep.o", "src/", "src/target"]);
+    }
+
+    #[test]
+    fn a_walk_stops_when_it_is_told() {
+        let (_temp, root) = root();
+        (0..10).for_each(|n| write(&root, &format!("d/{n}")));
+        let mut found = 0;
+        let mut three = |_| {
+            found += 1;
+            if found == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        walk(&root, None, &Ignored::default(), &mut three).expect("walked");
+        assert_eq!(found, 3);
+    }
+
+    #[test]
+    fn a_root_that_vanishes_is_no_empty_folder() {
+        let (temp, root) = root();
+        write(&root, "file");
+        let away = temp.path().join("away");
+        let mut entries = 0;
+        let walked = walk(&root, None, &Ignored::default(), &mut |_| {
+            entries += 1;
+            fs::rename(root.path(), &away).expect("moved");
+            ControlFlow::Continue(())
+        });
+        assert!(matches!(walked, Err(RootError::Missing)) && entries == 1);
+        fs::create_dir(root.path()).expect("made");
+        let walked = walk(&root, None, &Ignored::default(), &mut |_| panic!("nothing is there"));
+        assert!(matches!(walked, Err(RootError::Replaced)));
+        fs::remove_dir(root.path()).expect("removed");
+        fs::rename(&away, root.path()).expect("moved back");
+        fs::remove_dir_all(root.path().join(".syncshell")).expect("removed");
+        let walked = walk(&root, None, &Ignored::default(), &mut |_| panic!("it is not the folder"));
+        assert!(matches!(walked, Err(RootError::NotMarked)));
+    }
+
+    #[cfg(unix)]
+    mod unix {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        use std::os::unix::net::UnixListener;
+
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+        use super::*;
+
+        #[test]
+        fn a_symbolic_link_is_reported_and_not_followed() {
+            let (temp, root) = root();
+            fs::create_dir(temp.path().join("outside")).expect("made");
+            fs::write(temp.path().join("outside/secret"), "").expect("written");
+            write(&root, "dir/file");
+            for (link, target) in [("dir/loop", "."), ("in", "dir"), ("nowhere", "none"), ("out", "../outside")] {
+                symlink(target, root.path().join(link)).expect("linked");
+            }
+            let expected = ["dir/", "dir/file", "dir/loop -> .", "in -> dir", "nowhere -> none", "out -> ../outside"];
+            assert_eq!(all(&root, None, ""), expected);
+            assert_eq!(all(&root, Some("out"), ""), ["out -> ../outside"]);
+            assert_eq!(all(&root, Some("out/secret"), ""), [""; 0]);
+
+            for behind in ["out/secret", "in/file", "dir/file/x", "none"] {
+                assert!(stat(&root, &path(behind)).expect("looked").is_none(), "{behind}");
+            }
+            let (link, target) = stat(&root, &path("out")).expect("looked").expect("a link");
+            assert_eq!((link.kind, link.mode, link.size), (Kind::Symlink, 0, 10));
+            assert_eq!(target.as_deref(), Some("../outside"));
+        }
+
+        #[test]
+        fn a_stat_says_what_the_system_says() {
+            let (_temp, root) = root();
+            write(&root, "dir/file");
+            let file = fs::File::open(root.path().join("dir/file")).expect("opened");
+            file.set_permissions(fs::Permissions::from_mode(0o4750)).expect("set");
+            let before_1970 = std::time::UNIX_EPOCH - std::time::Duration::from_nanos(1_500_000_007);
+            file.set_modified(before_1970).expect("set");
+            let (stat, target) = stat(&root, &path("dir/file")).expect("looked").expect("a file");
+            assert_eq!((stat.kind, stat.size, stat.mtime, stat.mode), (Kind::File, 7, -1_500_000_007, 0o750));
+            assert_eq!(target, None);
+            assert_eq!(stat_of(&file).expect("looked"), Some(stat));
+            let (dir, _) = super::stat(&root, &path("dir")).expect("looked").expect("a directory");
+            assert_eq!((dir.kind, dir.size), (Kind::Directory, 0));
+        }
+
+        #[test]
+        fn pipes_and_sockets_are_reported_and_not_opened() {
+            let (_temp, root) = root();
+            mknodat(CWD, root.path().join("pipe"), FileType::Fifo, Mode::RUSR, 0).expect("made");
+            let _socket = UnixListener::bind(root.path().join("socket")).expect("bound");
+            let special = Problem::Special;
+            assert_eq!(all(&root, None, ""), [format!("pipe: {special}"), format!("socket: {special}")]);
+            assert_eq!(all(&root, None, "pipe\nsock*"), [""; 0]);
+            assert!(matches!(stat(&root, &path("pipe")), Err(Problem::Special)));
+        }
+
+        #[test]
+        fn names_that_no_record_holds_are_reported() {
+            let (_temp, root) = root();
+            write(&root, "dir/x");
+            let odd = root.path().join("dir").join(OsStr::from_bytes(b"caf\xe9"));
+            fs::create_dir(&odd).expect("made");
+            fs::write(odd.join("below"), "").expect("written");
+            symlink(OsStr::from_bytes(b"\xff"), root.path().join("dir/y")).expect("linked");
+            let expected = [
+                "dir/".to_owned(),
+                format!("(dir/caf\u{fffd}): {}", Problem::NotUtf8),
+                "dir/x".to_owned(),
+                format!("dir/y: {}", Problem::TargetNotUtf8),
+            ];
+            assert_eq!(all(&root, None, ""), expected);
+        }
+
+        #[test]
+        fn paths_that_are_too_long_are_reported() {
+            let (_temp, root) = root();
+            let descend = |name: &str, times: usize| {
+                (0..times).fold(root.dir().try_clone().expect("cloned"), |dir, _| {
+                    dir.create_dir(name).expect("made");
+                    dir.open_dir(name).expect("opened")
+                })
+            };
+            descend(&"x".repeat(250), 20).write("file", "").expect("written");
+            descend("deep", 300).write("file", "").expect("written");
+            let found = all(&root, None, "");
+            let [deep @ .., last_deep] = &found[..257] else { panic!("{}", found.len()) };
+            assert!(deep.iter().all(|path| path.starts_with("deep/") && path.ends_with('/')));
+            assert!(last_deep.starts_with("(deep/") && last_deep.contains("too long"), "{last_deep}");
+            let [long @ .., last_long] = &found[257..] else { panic!("{}", found.len()) };
+            assert_eq!(long.len(), 16);
+            assert!(last_long.starts_with("(xxx") && last_long.contains("too long"), "{last_long}");
+        }
+
+        #[test]
+        fn an_unreadable_directory_is_not_empty() {
+            if rustix::process::geteuid().is_root() {
+                // who may read everything cannot be refused
+                return;
+            }
+            let (_temp, root) = root();
+            for file in ["a/x", "b/x", "c"] {
+                write(&root, file);
+            }
+            let set = |name: &str, mode| {
+                fs::set_permissions(root.path().join(name), fs::Permissions::from_mode(mode)).expect("set");
+            };
+            let refused = Problem::Unreadable;
+            set("a", 0o000);
+            set("b", 0o400);
+            let found = all(&root, None, "");
+            let below = all(&root, Some("a/x"), "");
+            let looked = stat(&root, &path("a/x"));
+            set("a", 0o700);
+            set("b", 0o700);
+            assert_eq!(found, ["a/", &format!("a: {refused}"), "b/", &format!("b: {refused}"), "c"]);
+            assert_eq!(below, [format!("a/x: {refused}")]);
+            assert!(matches!(looked, Err(Problem::Unreadable)));
+        }
+    }
+}

@@ -311,3 +311,208 @@ fn network_file_system(root: &Root) -> Option<&'static str> {
 fn network_file_system(_root: &Root) -> Option<&'static str> {
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use sync_types::FolderId;
+    use tempfile::TempDir;
+    use tokio::sync::mpsc::error::TryRecvError;
+
+    use super::*;
+
+    /// Longer than a loaded machine takes to tell anything.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    struct Watched {
+        temp: TempDir,
+        root: Root,
+        _watcher: Watcher,
+        changes: Receiver<Changed>,
+    }
+
+    impl Watched {
+        fn new() -> Self {
+            Self::after(|_| ())
+        }
+
+        fn after(prepare: impl FnOnce(&Path)) -> Self {
+            let temp = tempfile::tempdir().expect("a directory");
+            let root = Root::create(&temp.path().join("root"), &FolderId([7; 16])).expect("a root");
+            prepare(root.path());
+            let (watcher, changes) = Watcher::start(&root).expect("watched");
+            Self { temp, root, _watcher: watcher, changes }
+        }
+
+        fn at(&self, path: &str) -> PathBuf {
+            self.root.path().join(path)
+        }
+
+        fn next(&mut self, patience: Duration) -> Option<Changed> {
+            let until = Instant::now() + patience;
+            while Instant::now() < until {
+                match self.changes.try_recv() {
+                    Ok(changed) => return Some(changed),
+                    Err(TryRecvError::Empty) => thread::sleep(Duration::from_millis(1)),
+                    Err(TryRecvError::Disconnected) => panic!("the watcher ended"),
+                }
+            }
+            None
+        }
+
+        /// Waits until all of these were told, each by itself or by a directory it lies in.
+        fn wait_for(&mut self, paths: &[&str]) {
+            let mut left: BTreeSet<TreePath> = paths.iter().map(|path| TreePath::new(*path).expect("a path")).collect();
+            while !left.is_empty() {
+                match self.next(PATIENCE) {
+                    Some(Changed::Paths(told)) => {
+                        left.retain(|path| !told.iter().any(|told| told == path || path.is_below(told)));
+                    }
+                    other => panic!("{left:?} not told, but {other:?}"),
+                }
+            }
+        }
+
+        fn assert_quiet(&mut self) {
+            assert_eq!(self.next(Duration::from_millis(300)), None);
+        }
+    }
+
+    #[test]
+    fn what_is_done_to_a_file_is_told() {
+        let mut watched = Watched::after(|root| {
+            fs::create_dir_all(root.join("a/b")).expect("made");
+            fs::write(root.join("a/b/old"), "").expect("written");
+        });
+        let told = |path: &str| Some(Changed::Paths([TreePath::new(path).expect("a path")].into()));
+        fs::write(watched.at("a/b/file"), "content").expect("written");
+        assert_eq!(watched.next(PATIENCE), told("a/b/file"));
+        fs::File::options().append(true).open(watched.at("a/b/old")).expect("opened").set_len(9).expect("grown");
+        watched.wait_for(&["a/b/old"]);
+        let mut read_only = fs::metadata(watched.at("a/b/old")).expect("there").permissions();
+        read_only.set_readonly(true);
+        fs::set_permissions(watched.at("a/b/old"), read_only).expect("set");
+        watched.wait_for(&["a/b/old"]);
+        fs::rename(watched.at("a/b/file"), watched.at("moved")).expect("moved");
+        watched.wait_for(&["a/b/file", "moved"]);
+        fs::remove_file(watched.at("a/b/old")).expect("removed");
+        watched.wait_for(&["a/b/old"]);
+        fs::rename(watched.at("moved"), watched.temp.path().join("out")).expect("moved");
+        watched.wait_for(&["moved"]);
+        watched.assert_quiet();
+    }
+
+    #[test]
+    fn a_burst_is_told_in_few_pieces() {
+        let mut watched = Watched::new();
+        let began = Instant::now();
+        for n in 0..500 {
+            fs::write(watched.at(&n.to_string()), "content").expect("written");
+        }
+        let most = 2 + began.elapsed().as_millis() / QUIET.as_millis();
+        let (mut left, mut told) = ((0..500).map(|n| n.to_string()).collect::<BTreeSet<_>>(), 0);
+        while !left.is_empty() {
+            let Some(Changed::Paths(paths)) = watched.next(PATIENCE) else { panic!("{left:?} not told") };
+            left.retain(|path| !paths.iter().any(|told| told.as_str() == path));
+            told += 1;
+        }
+        assert!(told <= most.min(100), "{told} of {most}");
+    }
+
+    #[test]
+    fn neither_reading_nor_our_own_directory_is_told() {
+        let mut watched = Watched::after(|root| fs::write(root.join("file"), "content").expect("written"));
+        fs::read(watched.at("file")).expect("read");
+        fs::write(watched.at(".syncshell/tmp/x"), "").expect("written");
+        fs::rename(watched.at(".syncshell/tmp/x"), watched.at(".syncshell/versions/x")).expect("moved");
+        crate::walk::walk(&watched.root, None, &crate::ignored::Ignored::default(), &mut |_| {
+            std::ops::ControlFlow::Continue(())
+        })
+        .expect("walked");
+        watched.assert_quiet();
+    }
+
+    #[test]
+    fn what_is_put_into_a_new_directory_is_told() {
+        let mut watched = Watched::new();
+        for n in 0..20 {
+            let deep = watched.at(&format!("{n}/a/b/c"));
+            fs::create_dir_all(&deep).expect("made");
+            fs::write(deep.join("file"), "content").expect("written");
+        }
+        let files: Vec<_> = (0..20).map(|n| format!("{n}/a/b/c/file")).collect();
+        watched.wait_for(&files.iter().map(String::as_str).collect::<Vec<_>>());
+        while watched.next(Duration::from_millis(300)).is_some() {}
+        // once a directory was told, what follows in it is told by itself
+        for n in 0..20 {
+            let path = format!("{n}/a/b/c/later");
+            fs::write(watched.at(&path), "").expect("written");
+            watched.wait_for(&[&path]);
+        }
+    }
+
+    #[test]
+    fn a_directory_that_was_moved_is_watched_where_it_is() {
+        let mut watched = Watched::after(|root| fs::create_dir_all(root.join("a/b")).expect("made"));
+        let outside = watched.temp.path().join("outside");
+        fs::create_dir_all(outside.join("deep")).expect("made");
+        fs::rename(&outside, watched.at("in")).expect("moved");
+        watched.wait_for(&["in"]);
+        fs::write(watched.at("in/deep/file"), "").expect("written");
+        watched.wait_for(&["in/deep/file"]);
+        fs::rename(watched.at("a"), watched.at("z")).expect("moved");
+        watched.wait_for(&["a", "z"]);
+        fs::write(watched.at("z/b/file"), "").expect("written");
+        watched.wait_for(&["z/b/file"]);
+    }
+
+    #[test]
+    fn too_many_paths_are_everything() {
+        let mut pending = Pending::default();
+        let path = |n: usize| TreePath::new(n.to_string()).expect("a path");
+        (0..MAX_PATHS).for_each(|n| pending.add(path(n)));
+        assert_eq!(pending.take(), Changed::Paths((0..MAX_PATHS).map(path).collect()));
+        (0..3 * MAX_PATHS).for_each(|n| pending.add(path(n)));
+        assert!(pending.paths.is_empty());
+        assert_eq!(pending.take(), Changed::Everything(Reason::TooManyPaths));
+        pending.add(path(0));
+        assert_eq!(pending.take(), Changed::Paths([path(0)].into()));
+    }
+
+    #[test]
+    fn a_root_that_is_moved_is_everything() {
+        let mut watched = Watched::new();
+        fs::rename(watched.root.path(), watched.temp.path().join("away")).expect("moved");
+        assert_eq!(watched.next(PATIENCE), Some(Changed::Everything(Reason::Root)));
+    }
+
+    #[test]
+    fn a_watcher_that_is_dropped_tells_no_more() {
+        let Watched { _watcher: watcher, mut changes, temp, root } = Watched::new();
+        drop(watcher);
+        fs::write(root.path().join("file"), "").expect("written");
+        assert_eq!(changes.blocking_recv(), None);
+        drop(temp);
+    }
+
+    #[test]
+    fn a_lasting_reason_is_not_lost_behind_a_passing_one() {
+        let mut pending = Pending::default();
+        pending.add_everything(Reason::Overflow);
+        pending.add_everything(Reason::Limit);
+        pending.add_everything(Reason::Overflow);
+        assert_eq!(pending.take(), Changed::Everything(Reason::Limit));
+        assert!(pending.is_empty());
+    }
+
+    #[test]
+    fn a_full_table_of_watches_is_told_as_such() {
+        let full = notify::Error::new(notify::ErrorKind::MaxFilesWatch);
+        assert!(matches!(WatchError::from(full), WatchError::Limit));
+        let too_many = notify::Error::io(io::Error::from_raw_os_error(EMFILE));
+        assert!(matches!(WatchError::from(too_many), WatchError::Limit));
+        let other = notify::Error::io(io::ErrorKind::PermissionDenied.into());
+        assert!(matches!(WatchError::from(other), WatchError::Io(_)));
+    }
+}

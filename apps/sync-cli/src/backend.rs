@@ -5,10 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sync_client::Device;
+use sync_client::folders::FolderStatus;
 
 use crate::api::client::{ApiClient, Lines};
+use crate::api::loopback::Loopback;
 use crate::api::server::Server;
-use crate::api::{self, Event, Handed, Invite, Outcome, Overview, Page, Pushed};
+use crate::api::{
+    self, Devices, EventLine, Folders, Handed, Invite, Joined, OfferedFolders, Outcome, Overview, Page, PlaceRequest,
+    Pushed, RestoreRequest, Restored, Versions,
+};
 use crate::cli::Global;
 use crate::exit::Failure;
 use crate::service::{self, Service};
@@ -87,7 +92,7 @@ impl Backend {
 
     pub(crate) async fn events(&self, group: &str) -> Result<Events, Failure> {
         match self {
-            Self::Local(local) => local.service.events(group).map(Events::Local),
+            Self::Local(local) => local.service.events(group).await.map(Events::Local),
             Self::Remote(client) => client.events(group).await.map(Events::Remote),
         }
     }
@@ -120,11 +125,91 @@ impl Backend {
         }
     }
 
-    pub(crate) async fn join(&self, invite: &str, progress: impl Fn(String) + Send + Sync) -> Result<String, Failure> {
+    pub(crate) async fn join(&self, invite: &str, progress: impl Fn(String) + Send + Sync) -> Result<Joined, Failure> {
         match self {
             Self::Local(local) => local.service.join(invite, progress).await,
             Self::Remote(client) => client.join(invite, progress).await,
         }
+    }
+
+    pub(crate) async fn folders(&self) -> Result<Folders, Failure> {
+        match self {
+            Self::Local(local) => local.service.folders().await,
+            Self::Remote(client) => client.folders().await,
+        }
+    }
+
+    pub(crate) async fn share(&self, group: &str, request: PlaceRequest) -> Result<FolderStatus, Failure> {
+        match self {
+            Self::Local(local) => local.service.share(group, request).await,
+            Self::Remote(client) => client.share(group, request).await,
+        }
+    }
+
+    pub(crate) async fn offered(&self, group: &str, wait: Duration) -> Result<OfferedFolders, Failure> {
+        match self {
+            Self::Local(local) => local.service.offered(group, wait).await,
+            Self::Remote(client) => client.offered(group, wait).await,
+        }
+    }
+
+    pub(crate) async fn place(
+        &self,
+        group: &str,
+        folder: &str,
+        request: PlaceRequest,
+    ) -> Result<FolderStatus, Failure> {
+        match self {
+            Self::Local(local) => local.service.place(group, folder, request).await,
+            Self::Remote(client) => client.place(group, folder, request).await,
+        }
+    }
+
+    pub(crate) async fn pause(&self, folder: &str, paused: bool) -> Result<(), Failure> {
+        match self {
+            Self::Local(local) => local.service.pause(folder, paused).await,
+            Self::Remote(client) => client.pause(folder, paused).await,
+        }
+    }
+
+    pub(crate) async fn rescan(&self, folder: &str) -> Result<FolderStatus, Failure> {
+        match self {
+            Self::Local(local) => local.service.rescan(folder).await,
+            Self::Remote(client) => client.rescan(folder).await,
+        }
+    }
+
+    pub(crate) async fn leave(&self, folder: &str) -> Result<(), Failure> {
+        match self {
+            Self::Local(local) => local.service.leave(folder).await,
+            Self::Remote(client) => client.leave(folder).await,
+        }
+    }
+
+    pub(crate) async fn versions(&self, folder: &str, path: &str) -> Result<Versions, Failure> {
+        match self {
+            Self::Local(local) => local.service.versions(folder, path).await,
+            Self::Remote(client) => client.versions(folder, path).await,
+        }
+    }
+
+    pub(crate) async fn restore(&self, folder: &str, request: RestoreRequest) -> Result<Restored, Failure> {
+        match self {
+            Self::Local(local) => local.service.restore(folder, request).await,
+            Self::Remote(client) => client.restore(folder, request).await,
+        }
+    }
+
+    pub(crate) async fn devices(&self) -> Result<Devices, Failure> {
+        match self {
+            Self::Local(local) => local.service.devices().await,
+            Self::Remote(client) => client.devices().await,
+        }
+    }
+
+    /// Whether other commands come here while this process goes on.
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self, Self::Local(_))
     }
 
     /// Lets go of the home.
@@ -138,11 +223,21 @@ impl Backend {
 impl Local {
     /// Opens a home that nobody serves.
     pub(crate) async fn open(global: &Global, home: &Path, mode: Mode) -> Result<Self, Failure> {
+        Self::open_with(global, home, mode, None).await
+    }
+
+    /// The same, serving on a port of the loopback network as well.
+    pub(crate) async fn open_with(
+        global: &Global,
+        home: &Path,
+        mode: Mode,
+        api_port: Option<u16>,
+    ) -> Result<Self, Failure> {
         let device = Device::open(global.config(mode != Mode::Offline)?).await?;
         let service = Arc::new(Service::new(home.display().to_string(), device, mode == Mode::Serve));
         let mut local = Self { service, server: None };
         if mode == Mode::Serve {
-            match serve(global, home, &local.service) {
+            match serve(global, home, &local.service, api_port).await {
                 Ok(server) => local.server = Some(server),
                 Err(failure) => {
                     local.close().await;
@@ -172,21 +267,25 @@ pub(crate) async fn find_server(global: &Global, home: &Path) -> Result<Option<A
     ApiClient::find(&address).await
 }
 
-fn serve(global: &Global, home: &Path, service: &Arc<Service>) -> Result<Server, Failure> {
+async fn serve(global: &Global, home: &Path, service: &Arc<Service>, api_port: Option<u16>) -> Result<Server, Failure> {
     let address = api::socket_path(home, &global.config(true)?.network)?;
-    Server::start(Arc::clone(service), &address)
+    let loopback = match api_port {
+        Some(port) => Some(Loopback::open(home, port).await?),
+        None => None,
+    };
+    Server::start(Arc::clone(service), &address, loopback)
 }
 
-/// What happens in a group from now on.
+/// What happens from now on.
 #[derive(Debug)]
 pub(crate) enum Events {
     Local(service::Events),
-    Remote(Lines<Event>),
+    Remote(Lines<EventLine>),
 }
 
 impl Events {
     /// The next event; none once the home is closed. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Result<Option<Event>, Failure> {
+    pub(crate) async fn next(&mut self) -> Result<Option<EventLine>, Failure> {
         match self {
             Self::Local(events) => Ok(events.next().await),
             Self::Remote(events) => events.next().await,

@@ -5,14 +5,18 @@ use std::sync::{Arc, OnceLock};
 
 use clap::{Args, Parser, Subcommand};
 use sync_client::Network;
+use sync_client::folders::Direction;
 use sync_client::home::{Home, PassphraseSource, Prompt};
 use zeroize::Zeroizing;
 
-use crate::commands::{demo, init, pair, pull, push, run, status};
+use crate::commands::{
+    demo, devices, folders, init, invite, join, leave, pair, pause, pull, push, rescan, restore, run, share, status,
+    unit, up, versions,
+};
 use crate::exit::Failure;
 use crate::terminal;
 
-/// Keeps the state of apps in sync between devices, end to end encrypted and without an account
+/// Keeps folders and the state of apps in sync between devices, end to end encrypted, no account
 #[derive(Debug, Parser)]
 #[command(name = "syncshell", version, max_term_width = 100, arg_required_else_help = true)]
 pub(crate) struct Cli {
@@ -55,11 +59,25 @@ pub(crate) struct Global {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Init(init::Args),
+    Share(share::Args),
+    Join(join::Args),
+    Invite(invite::Args),
+    Run(run::Args),
+    Status(status::Args),
+    Folders(folders::Args),
+    Devices(devices::Args),
+    Pause(pause::Pause),
+    Resume(pause::Resume),
+    Rescan(rescan::Args),
+    Leave(leave::Args),
+    Versions(versions::Args),
+    Restore(restore::Args),
+    Up(up::Up),
+    Down(up::Down),
+    Unit(unit::Args),
     Pair(pair::Args),
     Push(push::Args),
     Pull(pull::Args),
-    Run(run::Args),
-    Status(status::Args),
     Demo(demo::Args),
 }
 
@@ -97,10 +115,43 @@ impl Global {
         })
     }
 
+    /// What another process that works on the home is given beside it.
+    pub(crate) fn forwarded(&self) -> Result<Vec<std::ffi::OsString>, Failure> {
+        let mut arguments = Vec::new();
+        if let Some(file) = &self.passphrase_file {
+            let file = std::path::absolute(file).map_err(Failure::io(format!("cannot use {}", file.display())))?;
+            arguments.extend(["--passphrase-file".into(), file.into_os_string()]);
+        }
+        arguments.extend(std::iter::repeat_n("-v".into(), self.verbose.into()));
+        Ok(arguments)
+    }
+
     /// What a device is opened with.
     pub(crate) fn config(&self, online: bool) -> Result<sync_client::Config, Failure> {
         let network = Network { online, ..Network::from_env() };
         Ok(sync_client::Config { home: self.home()?, passphrase: self.passphrase(), network })
+    }
+}
+
+/// Which way changes of a folder go, as given by two flags.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Ways {
+    /// Tell what is changed here, and take no changes of others
+    #[arg(long, conflicts_with = "receive_only")]
+    send_only: bool,
+
+    /// Take changes of others, and tell none that are made here
+    #[arg(long)]
+    receive_only: bool,
+}
+
+impl Ways {
+    pub(crate) fn direction(self) -> Direction {
+        match self {
+            Self { send_only: true, .. } => Direction::SendOnly,
+            Self { receive_only: true, .. } => Direction::ReceiveOnly,
+            Self { .. } => Direction::Both,
+        }
     }
 }
 

@@ -54,8 +54,8 @@ impl<'a> Follow<'a> {
     /// Waits until there may be more.
     async fn wait(&mut self) -> Result<bool, Failure> {
         let Some(events) = &mut self.events else { return Ok(false) };
-        while let Some(event) = events.next().await? {
-            if let Event::BlobAvailable { .. } | Event::Lagged { .. } = event {
+        while let Some(line) = events.next().await? {
+            if let Event::BlobAvailable { .. } | Event::Lagged { .. } = line.event {
                 return Ok(true);
             }
         }

@@ -9,7 +9,9 @@ mod cli;
 mod commands;
 mod exit;
 mod follow;
+mod live;
 mod output;
+mod select;
 mod service;
 mod signals;
 mod terminal;
@@ -44,6 +46,20 @@ fn main() -> ExitCode {
 async fn execute(Cli { global, command }: Cli, out: Output) -> Result<(), Failure> {
     match command {
         Command::Init(args) => args.run(&global, out).await,
+        Command::Share(args) => args.run(&global, out).await,
+        Command::Join(args) => args.run(&global, out).await,
+        Command::Invite(args) => args.run(&global, out).await,
+        Command::Folders(args) => args.run(&global, out).await,
+        Command::Devices(args) => args.run(&global, out).await,
+        Command::Pause(args) => args.run(&global, out).await,
+        Command::Resume(args) => args.run(&global, out).await,
+        Command::Rescan(args) => args.run(&global, out).await,
+        Command::Leave(args) => args.run(&global, out).await,
+        Command::Versions(args) => args.run(&global, out).await,
+        Command::Restore(args) => args.run(&global, out).await,
+        Command::Up(args) => args.run(&global, out).await,
+        Command::Down(args) => args.run(&global, out).await,
+        Command::Unit(args) => args.run(&global, out),
         Command::Pair(args) => args.run(&global, out).await,
         Command::Push(args) => args.run(&global, out).await,
         Command::Pull(args) => args.run(&global, out).await,
@@ -66,7 +82,7 @@ fn end(out: Output, result: Result<(), Failure>) -> ExitCode {
 
 fn log_to_stderr(verbose: u8) {
     let ours = |level| {
-        ["syncshell", "sync_client", "sync_core", "sync_crypto", "sync_link", "sync_store"]
+        ["syncshell", "sync_client", "sync_core", "sync_crypto", "sync_folder", "sync_link", "sync_store"]
             .map(|target| format!("{target}={level}"))
             .join(",")
     };

@@ -1,15 +1,22 @@
 //! What can be done with an open home, in the words of the local API: the same for a command and for a request.
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use sync_client::{Device, Invitation, JoinProgress, Subscription, SyncClient};
-use sync_types::{BlobId, Cursor, GroupId};
-use tokio::sync::watch;
+use sync_client::folders::{FolderOptions, FolderStatus};
+use sync_client::{ClientError, Device, Invitation, JoinProgress, SyncClient};
+use sync_types::{BlobId, Cursor, FolderId, GroupId};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::api::{Blob, Event, Handed, Invite, Outcome, Overview, PAGE_BYTES, Page, Pushed, VERSION};
+use crate::api::{
+    Blob, Devices, Event, EventLine, Folders, Handed, Invite, Joined, OfferedFolders, Outcome, Overview, PAGE_BYTES,
+    Page, PlaceRequest, Pushed, RestoreRequest, Restored, VERSION, Versions,
+};
 use crate::exit::Failure;
 use crate::terminal;
 
@@ -22,10 +29,17 @@ pub(crate) const INVITE_LIFETIME: Duration = Duration::from_secs(600);
 /// Blobs asked for at a time while the size of blobs is unknown: at most 16 MiB.
 const FIRST_BATCH: usize = 16;
 
+/// Events that wait for their reader; a slow one delays nobody else, and is told what it missed.
+const EVENTS: usize = 256;
+
+/// Time between two looks at the folders while someone reads events: what a person sees as it happens.
+const FOLDER_TICK: Duration = Duration::from_millis(500);
+
 /// An open home.
 pub(crate) struct Service {
     home: String,
     device: Device,
+    api: OnceLock<String>,
     invites: Mutex<VecDeque<Invitation>>,
     groups_changed: watch::Sender<()>,
     quit: CancellationToken,
@@ -43,6 +57,7 @@ impl Service {
         Self {
             home,
             device,
+            api: OnceLock::new(),
             invites: Mutex::default(),
             groups_changed: watch::Sender::new(()),
             quit: CancellationToken::new(),
@@ -55,14 +70,10 @@ impl Service {
         &self.quit
     }
 
-    /// Tells when a group was made or joined.
-    pub(crate) fn groups_changed(&self) -> watch::Receiver<()> {
-        self.groups_changed.subscribe()
-    }
-
-    /// Groups of the home.
-    pub(crate) fn groups(&self) -> Vec<GroupId> {
-        self.device.groups()
+    /// Remembers where the API is served on the loopback network.
+    pub(crate) fn set_api(&self, address: String) {
+        // it is served there once
+        let _ = self.api.set(address);
     }
 
     pub(crate) async fn overview(&self) -> Result<Overview, Failure> {
@@ -77,7 +88,9 @@ impl Service {
             name: self.device.name().to_owned(),
             device: self.device.device_id().to_string(),
             warnings: self.device.warnings(),
+            api: self.api.get().cloned(),
             groups,
+            folders: self.device.folders().await?,
         })
     }
 
@@ -122,8 +135,18 @@ impl Service {
         Ok(page)
     }
 
-    pub(crate) fn events(&self, group: &str) -> Result<Events, Failure> {
-        Ok(Events(self.client(group)?.subscribe()))
+    /// What happens from now on: in one group, or in all of them and those to come.
+    pub(crate) async fn events(&self, group: &str) -> Result<Events, Failure> {
+        let only = if group.is_empty() { None } else { Some(self.resolve(group)?) };
+        let (sender, lines) = mpsc::channel(EVENTS);
+        let changed = self.groups_changed.subscribe();
+        let mut teller =
+            Teller { device: self.device.clone(), only, sender, read: BTreeSet::new(), readers: JoinSet::new() };
+        // before this returns, so that whoever has the stream misses nothing that follows
+        teller.subscribe()?;
+        let folders = teller.folders().await?;
+        let teller = AbortOnDropHandle::new(tokio::spawn(teller.tell(changed, folders)));
+        Ok(Events { lines, teller })
     }
 
     pub(crate) async fn handed(&self, group: &str, cursor: u64, wait: Duration) -> Result<Handed, Failure> {
@@ -171,10 +194,77 @@ impl Service {
     }
 
     /// Joins a group and returns its id; `progress` is told each step.
-    pub(crate) async fn join(&self, invite: &str, progress: impl Fn(String) + Send + Sync) -> Result<String, Failure> {
-        let client = self.device.join(invite, |step| progress(in_words(&step))).await?;
+    pub(crate) async fn join(&self, invite: &str, progress: impl Fn(String) + Send + Sync) -> Result<Joined, Failure> {
+        match self.device.join(invite, |step| progress(in_words(&step))).await {
+            Ok(client) => {
+                self.groups_changed.send_replace(());
+                Ok(Joined { group: client.group().to_string(), already: false })
+            }
+            Err(ClientError::AlreadyJoined(group)) => Ok(Joined { group: group.to_string(), already: true }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(crate) async fn folders(&self) -> Result<Folders, Failure> {
+        Ok(Folders { folders: self.device.folders().await? })
+    }
+
+    /// Shares a directory in a group; in a new one where none is named.
+    pub(crate) async fn share(&self, group: &str, request: PlaceRequest) -> Result<FolderStatus, Failure> {
+        let group = if group.is_empty() { None } else { Some(self.resolve(group)?) };
+        let PlaceRequest { path, name, direction } = request;
+        must_be_usable(&path)?;
+        let shared = self.device.share_folder(&path, group, FolderOptions { name, direction }).await?;
         self.groups_changed.send_replace(());
-        Ok(client.group().to_string())
+        Ok(shared)
+    }
+
+    pub(crate) async fn offered(&self, group: &str, wait: Duration) -> Result<OfferedFolders, Failure> {
+        let group = self.resolve(group)?;
+        Ok(OfferedFolders { offered: self.device.offered_folders(group, wait).await? })
+    }
+
+    /// Gives a folder that was announced in a group a place.
+    pub(crate) async fn place(
+        &self,
+        group: &str,
+        folder: &str,
+        request: PlaceRequest,
+    ) -> Result<FolderStatus, Failure> {
+        let group = self.resolve(group)?;
+        let folder = folder.parse().map_err(|_| Failure::usage(format!("{folder} is no id of a folder")))?;
+        let PlaceRequest { path, name, direction } = request;
+        must_be_usable(&path)?;
+        Ok(self.device.place_folder(group, folder, &path, FolderOptions { name, direction }).await?)
+    }
+
+    pub(crate) async fn pause(&self, folder: &str, paused: bool) -> Result<(), Failure> {
+        Ok(self.device.pause_folder(self.folder(folder).await?, paused).await?)
+    }
+
+    pub(crate) async fn rescan(&self, folder: &str) -> Result<FolderStatus, Failure> {
+        Ok(self.device.rescan_folder(self.folder(folder).await?).await?)
+    }
+
+    pub(crate) async fn leave(&self, folder: &str) -> Result<(), Failure> {
+        Ok(self.device.leave_folder(self.folder(folder).await?).await?)
+    }
+
+    pub(crate) async fn versions(&self, folder: &str, path: &str) -> Result<Versions, Failure> {
+        Ok(Versions { versions: self.device.versions(self.folder(folder).await?, path).await? })
+    }
+
+    pub(crate) async fn restore(&self, folder: &str, request: RestoreRequest) -> Result<Restored, Failure> {
+        let RestoreRequest { path, version, to } = request;
+        Ok(Restored { path: self.device.restore(self.folder(folder).await?, &path, version, to).await? })
+    }
+
+    pub(crate) async fn limit_rate(&self, bytes_per_second: Option<u64>) -> Result<(), Failure> {
+        Ok(self.device.limit_rate(bytes_per_second).await?)
+    }
+
+    pub(crate) async fn devices(&self) -> Result<Devices, Failure> {
+        Ok(Devices { devices: self.device.devices().await? })
     }
 
     /// Opens a group that everyone who knows its passphrase belongs to.
@@ -192,6 +282,13 @@ impl Service {
 
     fn client(&self, group: &str) -> Result<SyncClient, Failure> {
         Ok(self.device.client(self.resolve(group)?)?)
+    }
+
+    /// The folder whose id begins with these digits.
+    async fn folder(&self, prefix: &str) -> Result<FolderId, Failure> {
+        let folders = self.device.folders().await?;
+        let id = &crate::select::by_id(&folders, prefix)?.id;
+        id.parse().map_err(|_| Failure::new("unknown-folder", format!("{id} is no id of a folder")))
     }
 
     /// The group whose id begins with these digits; the only one for none.
@@ -226,15 +323,108 @@ fn select(groups: &[GroupId], prefix: &str) -> Result<GroupId, Failure> {
     }
 }
 
-/// What happens in a group from now on.
+/// The engine needs a path that means the same to every process, and programs one that is text.
+fn must_be_usable(path: &Path) -> Result<(), Failure> {
+    if !path.is_absolute() {
+        return Err(Failure::usage(format!("the path {} is not absolute", path.display())));
+    }
+    if path.to_str().is_none() {
+        return Err(Failure::usage(format!("the path {} is no Unicode text; rename the directory", path.display())));
+    }
+    Ok(())
+}
+
+/// What happens from now on.
 #[derive(Debug)]
-pub(crate) struct Events(Subscription);
+pub(crate) struct Events {
+    lines: mpsc::Receiver<EventLine>,
+    #[expect(dead_code, reason = "tells until dropped")]
+    teller: AbortOnDropHandle<()>,
+}
 
 impl Events {
     /// The next event; none once the home is closed. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Option<Event> {
-        self.0.next().await.map(Event::from)
+    pub(crate) async fn next(&mut self) -> Option<EventLine> {
+        self.lines.recv().await
     }
+}
+
+/// Gathers what happens for one reader.
+struct Teller {
+    device: Device,
+    only: Option<GroupId>,
+    sender: mpsc::Sender<EventLine>,
+    read: BTreeSet<GroupId>,
+    readers: JoinSet<()>,
+}
+
+impl Teller {
+    /// Reads along in the groups there are and were not yet read.
+    fn subscribe(&mut self) -> Result<(), Failure> {
+        for group in self.device.groups() {
+            if self.only.is_some_and(|only| only != group) || !self.read.insert(group) {
+                continue;
+            }
+            let mut events = self.device.client(group)?.subscribe();
+            let sender = self.sender.clone();
+            let group = group.to_string();
+            self.readers.spawn(async move {
+                while let Some(event) = events.next().await {
+                    // it says no more than to look, which is done at every tick
+                    if let sync_client::Event::FolderChanged { .. } = event {
+                        continue;
+                    }
+                    if sender.send(EventLine { group: group.clone(), event: event.into() }).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        Ok(())
+    }
+
+    async fn folders(&self) -> Result<BTreeMap<String, FolderStatus>, Failure> {
+        let only = self.only.map(|group| group.to_string());
+        let folders = self.device.folders().await?.into_iter();
+        let wanted = folders.filter(|folder| only.as_ref().is_none_or(|only| *only == folder.group));
+        Ok(wanted.map(|folder| (folder.id.clone(), folder)).collect())
+    }
+
+    /// Tells until the home is closed or the reader has gone.
+    async fn tell(mut self, mut changed: watch::Receiver<()>, mut known: BTreeMap<String, FolderStatus>) {
+        let mut ticks = tokio::time::interval(FOLDER_TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Ok(()) = changed.changed() => if self.subscribe().is_err() { return },
+                Some(_) = self.readers.join_next() => return,
+                _ = ticks.tick() => {
+                    let Ok(now) = self.folders().await else { return };
+                    for line in differences(&known, &now) {
+                        if self.sender.send(line).await.is_err() {
+                            return;
+                        }
+                    }
+                    known = now;
+                }
+            }
+        }
+    }
+}
+
+/// What to tell of the folders.
+fn differences(before: &BTreeMap<String, FolderStatus>, now: &BTreeMap<String, FolderStatus>) -> Vec<EventLine> {
+    let changed = now.values().filter(|folder| before.get(&folder.id) != Some(folder));
+    let changed = changed.map(|folder| EventLine {
+        group: folder.group.clone(),
+        event: Event::Folder { folder: Box::new(folder.clone()) },
+    });
+    let left = before.values().filter(|folder| !now.contains_key(&folder.id));
+    let left = left.map(|folder| EventLine {
+        group: folder.group.clone(),
+        event: Event::FolderLeft { folder: folder.id.clone() },
+    });
+    changed.chain(left).collect()
 }
 
 impl From<sync_client::Event> for Event {
@@ -252,6 +442,7 @@ impl From<sync_client::Event> for Event {
                 Self::BlobAvailable { blob_id: blob_id.to_string(), cursor: cursor.0, sender: sender.to_string() }
             }
             From::Joined { name, author } => Self::Joined { name, author: author.to_string() },
+            From::FolderConflict { folder, path } => Self::FolderConflict { folder: folder.to_string(), path },
             From::Error { code, message } => Self::Error { code, message },
             From::Lagged { missed } => Self::Lagged { missed },
             _ => Self::Unknown,

@@ -1,11 +1,14 @@
 //! The person at the terminal: whether there is one, what they are asked, and what they are shown.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
 
 use qrcode::render::unicode::Dense1x2;
 use qrcode::{EcLevel, QrCode};
 use sync_client::home::Prompt;
 use zeroize::Zeroizing;
+
+/// Bytes read of the answer to a question.
+const MAX_ANSWER: u64 = 64;
 
 /// Whether a person can be asked something.
 pub(crate) fn is_there() -> bool {
@@ -15,6 +18,19 @@ pub(crate) fn is_there() -> bool {
 /// Whether a person sees what is written to standard output.
 pub(crate) fn sees_output() -> bool {
     io::stdout().is_terminal()
+}
+
+/// Whether a person sees what is written to standard error.
+pub(crate) fn sees_notes() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// Asks something that only an explicit yes agrees to.
+pub(crate) fn agrees(question: &str) -> io::Result<bool> {
+    write!(io::stderr(), "{question} [y/N] ")?;
+    let mut answer = String::new();
+    io::stdin().lock().take(MAX_ANSWER).read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
 /// Asks for the passphrase of a home, twice for a new one.

@@ -10,11 +10,15 @@ use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sync_client::folders::FolderStatus;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::socket::{self, Address};
-use super::{Event, Handed, Invite, JoinLine, JoinRequest, Outcome, Overview, Page, Pushed, RevokeRequest};
-use super::{VERSION, VERSION_HEADER};
+use super::{
+    Devices, EventLine, Folders, Handed, Invite, JoinLine, JoinRequest, Joined, OfferedFolders, Outcome, Overview,
+    Page, PlaceRequest, Pushed, RestoreRequest, Restored, RevokeRequest, VERSION, VERSION_HEADER, Versions,
+    VersionsRequest,
+};
 use crate::exit::Failure;
 
 /// How long an answer may take beyond what was asked for: a slow disk, never a hung process for ever.
@@ -23,11 +27,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// An invite's outcome is known when it expires, at the latest after ten minutes.
 const OUTCOME_PATIENCE: Duration = Duration::from_secs(11 * 60);
 
+/// Reading a whole tree may take hours; the one who serves may be asked meanwhile how far it is.
+const SCAN_PATIENCE: Duration = Duration::from_secs(24 * 3600);
+
 /// Bytes of a whole answer: a page of blobs in base64, which ends somewhat above its target, with room.
 const MAX_ANSWER: usize = 48 << 20;
 
-/// Bytes of one line of a stream: an event, not a blob.
-const MAX_LINE: usize = 64 << 10;
+/// Bytes of one line of a stream: a folder with two hundred of the longest paths, escaped, and room.
+const MAX_LINE: usize = 8 << 20;
 
 /// A home that another process serves.
 #[derive(Debug, Clone)]
@@ -56,7 +63,7 @@ impl ApiClient {
         self.ask(Method::GET, &path, Bytes::new(), PATIENCE).await
     }
 
-    pub(crate) async fn events(&self, group: &str) -> Result<Lines<Event>, Failure> {
+    pub(crate) async fn events(&self, group: &str) -> Result<Lines<EventLine>, Failure> {
         let path = format!("/v1/events?group={group}");
         self.stream(Method::GET, &path, Bytes::new()).await
     }
@@ -77,26 +84,80 @@ impl ApiClient {
 
     pub(crate) async fn revoke(&self, invite: &str) -> Result<(), Failure> {
         let body = json(&RevokeRequest { invite: invite.to_owned() })?;
-        self.ask::<serde_json::Value>(Method::POST, "/v1/invites/revoke", body, PATIENCE).await.map(drop)
+        self.done("/v1/invites/revoke", body).await
     }
 
-    /// Joins a group and returns its id; `progress` is told each step.
-    pub(crate) async fn join(&self, invite: &str, mut progress: impl FnMut(String)) -> Result<String, Failure> {
+    /// Joins a group; `progress` is told each step.
+    pub(crate) async fn join(&self, invite: &str, mut progress: impl FnMut(String)) -> Result<Joined, Failure> {
         let body = json(&JoinRequest { invite: invite.to_owned() })?;
         let mut lines = self.stream(Method::POST, "/v1/join", body).await?;
         while let Some(line) = lines.next().await? {
             match line {
                 JoinLine::Progress(step) => progress(step),
-                JoinLine::Joined(joined) => return Ok(joined.group),
+                JoinLine::Joined(joined) => return Ok(joined),
                 JoinLine::Error(failure) => return Err(failure),
             }
         }
         Err(Failure::interrupted("the join has no result"))
     }
 
+    pub(crate) async fn folders(&self) -> Result<Folders, Failure> {
+        self.ask(Method::GET, "/v1/folders", Bytes::new(), PATIENCE).await
+    }
+
+    pub(crate) async fn share(&self, group: &str, request: PlaceRequest) -> Result<FolderStatus, Failure> {
+        self.ask(Method::POST, &format!("/v1/folders?group={group}"), json(&request)?, PATIENCE).await
+    }
+
+    pub(crate) async fn offered(&self, group: &str, wait: Duration) -> Result<OfferedFolders, Failure> {
+        let path = format!("/v1/folders/offered?group={group}&wait_ms={}", wait.as_millis());
+        self.ask(Method::GET, &path, Bytes::new(), wait + PATIENCE).await
+    }
+
+    pub(crate) async fn place(
+        &self,
+        group: &str,
+        folder: &str,
+        request: PlaceRequest,
+    ) -> Result<FolderStatus, Failure> {
+        let path = format!("/v1/folders/{folder}/place?group={group}");
+        self.ask(Method::POST, &path, json(&request)?, SCAN_PATIENCE).await
+    }
+
+    pub(crate) async fn pause(&self, folder: &str, paused: bool) -> Result<(), Failure> {
+        let verb = if paused { "pause" } else { "resume" };
+        self.done(&format!("/v1/folders/{folder}/{verb}"), Bytes::new()).await
+    }
+
+    pub(crate) async fn rescan(&self, folder: &str) -> Result<FolderStatus, Failure> {
+        self.ask(Method::POST, &format!("/v1/folders/{folder}/rescan"), Bytes::new(), SCAN_PATIENCE).await
+    }
+
+    pub(crate) async fn leave(&self, folder: &str) -> Result<(), Failure> {
+        self.done(&format!("/v1/folders/{folder}/leave"), Bytes::new()).await
+    }
+
+    pub(crate) async fn versions(&self, folder: &str, path: &str) -> Result<Versions, Failure> {
+        let body = json(&VersionsRequest { path: path.to_owned() })?;
+        self.ask(Method::POST, &format!("/v1/folders/{folder}/versions"), body, PATIENCE).await
+    }
+
+    pub(crate) async fn restore(&self, folder: &str, request: RestoreRequest) -> Result<Restored, Failure> {
+        self.ask(Method::POST, &format!("/v1/folders/{folder}/restore"), json(&request)?, SCAN_PATIENCE).await
+    }
+
+    pub(crate) async fn devices(&self) -> Result<Devices, Failure> {
+        self.ask(Method::GET, "/v1/devices", Bytes::new(), PATIENCE).await
+    }
+
     /// Ends the process that serves.
     pub(crate) async fn stop(&self) -> Result<(), Failure> {
-        self.ask::<serde_json::Value>(Method::POST, "/v1/stop", Bytes::new(), PATIENCE).await.map(drop)
+        self.done("/v1/stop", Bytes::new()).await
+    }
+
+    /// Asks for something that has no answer but that it is done.
+    async fn done(&self, path: &str, body: Bytes) -> Result<(), Failure> {
+        self.ask::<serde_json::Value>(Method::POST, path, body, PATIENCE).await.map(drop)
     }
 
     async fn ask<T: DeserializeOwned>(

@@ -3,11 +3,15 @@
 //! `docs/local-api.md` describes it for programs; this module has what both ends share.
 
 pub(crate) mod client;
+pub(crate) mod loopback;
 pub(crate) mod server;
 mod socket;
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use sync_client::Status;
+use sync_client::folders::{DeviceStatus, Direction, FolderStatus, KeptVersion, Offered, RestoreTo};
 
 use crate::exit::Failure;
 
@@ -40,8 +44,12 @@ pub(crate) struct Overview {
     pub(crate) device: String,
     /// What does not work as it should, in words.
     pub(crate) warnings: Vec<String>,
+    /// Where the API is served on the loopback network, if that was asked for.
+    pub(crate) api: Option<String>,
     /// Its groups.
     pub(crate) groups: Vec<Status>,
+    /// Its folders.
+    pub(crate) folders: Vec<FolderStatus>,
 }
 
 /// A blob that is durable here.
@@ -74,7 +82,16 @@ pub(crate) struct Blob {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// What happens in a group; one line each on the stream.
+/// One line of the stream of events.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EventLine {
+    /// The group it happened in.
+    pub(crate) group: String,
+    #[serde(flatten)]
+    pub(crate) event: Event,
+}
+
+/// What happens in a group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub(crate) enum Event {
@@ -88,6 +105,12 @@ pub(crate) enum Event {
     Joined { name: String, author: String },
     /// Something went wrong that stops nothing.
     Error { code: String, message: String },
+    /// A folder changed its state, or made progress.
+    Folder { folder: Box<FolderStatus> },
+    /// Two devices changed a file without knowing of each other; one content was kept at this path.
+    FolderConflict { folder: String, path: String },
+    /// A folder is synced here no longer.
+    FolderLeft { folder: String },
     /// The reader was too slow and missed events: pull.
     Lagged { missed: u64 },
     /// Something a later version tells.
@@ -161,6 +184,74 @@ pub(crate) enum JoinLine {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Joined {
     pub(crate) group: String,
+    /// It was joined before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) already: bool,
+}
+
+/// Folders with a place on this device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Folders {
+    pub(crate) folders: Vec<FolderStatus>,
+}
+
+/// Folders that members announced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OfferedFolders {
+    pub(crate) offered: Vec<Offered>,
+}
+
+/// Devices of all groups, this one first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Devices {
+    pub(crate) devices: Vec<DeviceStatus>,
+}
+
+/// Asks to share a directory, or to give an announced folder a place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PlaceRequest {
+    /// Absolute path of the directory.
+    pub(crate) path: PathBuf,
+    /// What the folder is called; the directory's name unless given.
+    #[serde(default)]
+    pub(crate) name: Option<String>,
+    #[serde(default)]
+    pub(crate) direction: Direction,
+}
+
+/// Asks what is kept of a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VersionsRequest {
+    /// The path below the folder, with slashes.
+    pub(crate) path: String,
+}
+
+/// What is kept of a path, the newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Versions {
+    pub(crate) versions: Vec<KeptVersion>,
+}
+
+/// Asks to bring a kept version back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RestoreRequest {
+    /// The path below the folder, with slashes.
+    pub(crate) path: String,
+    pub(crate) version: u64,
+    pub(crate) to: RestoreTo,
+}
+
+/// Where a version was restored to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Restored {
+    pub(crate) path: PathBuf,
+}
+
+/// Asks to limit what fetching and serving files use together, each way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RateRequest {
+    /// None for no limit.
+    pub(crate) bytes_per_second: Option<u64>,
 }
 
 /// Bytes as base64 text, with padding.

@@ -6,26 +6,34 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::handler::Handler;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
 use serde::{Deserialize, Serialize};
+use sync_client::folders::FolderStatus;
 use sync_types::bounds::MAX_APP_BYTES;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::loopback::{self, Guard, Loopback};
 use super::socket::{self, Address};
-use super::{Handed, Invite, JoinLine, JoinRequest, Joined, Outcome, Overview, PAGE_BLOBS, Page, Pushed};
-use super::{RevokeRequest, VERSION, VERSION_HEADER};
+use super::{
+    Devices, Folders, Handed, Invite, JoinLine, JoinRequest, OfferedFolders, Outcome, Overview, PAGE_BLOBS, Page,
+    PlaceRequest, Pushed, RateRequest, RestoreRequest, Restored, RevokeRequest, VERSION, VERSION_HEADER, Versions,
+    VersionsRequest,
+};
 use crate::exit::Failure;
-use crate::service::Service;
+use crate::service::{Events, Service};
 
 /// How long requests may go on once the process is to end; whoever waits longer is told to try again.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -36,30 +44,49 @@ const MAX_WAIT: Duration = Duration::from_secs(3600);
 /// Steps of a join that wait for their reader; there are no more of them.
 const JOIN_LINES: usize = 16;
 
+/// Bytes a reader of events may send in one message: it has nothing to say.
+const MAX_MESSAGE: usize = 4 << 10;
+
 /// A home being served.
 #[derive(Debug)]
 pub(crate) struct Server {
     stop: CancellationToken,
-    task: JoinHandle<std::io::Result<()>>,
+    tasks: Vec<JoinHandle<std::io::Result<()>>>,
+    loopback: Option<Guard>,
 }
 
 impl Server {
-    /// Serves a home whose lock this process holds.
-    pub(crate) fn start(service: Arc<Service>, address: &Address) -> Result<Self, Failure> {
+    /// Serves a home whose lock this process holds: to its user, and on the loopback network if that was asked for.
+    pub(crate) fn start(service: Arc<Service>, address: &Address, loopback: Option<Loopback>) -> Result<Self, Failure> {
         let listener = socket::bind(address).map_err(Failure::io("cannot serve the local API"))?;
         let stop = CancellationToken::new();
+        if let Some(loopback) = &loopback {
+            service.set_api(loopback.guard.address().to_owned());
+        }
         let router = router(App { service, stop: stop.clone() });
-        let stopped = stop.clone().cancelled_owned();
-        let task = tokio::spawn(axum::serve(listener, router).with_graceful_shutdown(stopped).into_future());
-        Ok(Self { stop, task })
+        let stopped = || stop.clone().cancelled_owned();
+        let guard = loopback.as_ref().map(|loopback| loopback.guard.clone());
+        let mut tasks = Vec::new();
+        if let Some(Loopback { listener, guard }) = loopback {
+            let router = router.clone().layer(middleware::from_fn_with_state(guard, loopback::check));
+            tasks.push(tokio::spawn(axum::serve(listener, router).with_graceful_shutdown(stopped()).into_future()));
+        }
+        tasks.push(tokio::spawn(axum::serve(listener, router).with_graceful_shutdown(stopped()).into_future()));
+        Ok(Self { stop, tasks, loopback: guard })
     }
 
     /// Takes no more requests and waits a little for those under way.
-    pub(crate) async fn stop(mut self) {
+    pub(crate) async fn stop(self) {
         self.stop.cancel();
-        if tokio::time::timeout(DRAIN, &mut self.task).await.is_err() {
-            self.task.abort();
-            let _ = self.task.await;
+        let give_up = tokio::time::Instant::now() + DRAIN;
+        for mut task in self.tasks {
+            if tokio::time::timeout_at(give_up, &mut task).await.is_err() {
+                task.abort();
+                let _ = task.await;
+            }
+        }
+        if let Some(guard) = self.loopback {
+            guard.forget();
         }
     }
 }
@@ -71,18 +98,54 @@ struct App {
     stop: CancellationToken,
 }
 
+/// A route and what answers there.
+struct Route {
+    #[cfg_attr(not(test), expect(dead_code, reason = "compared with the description"))]
+    method: &'static str,
+    path: &'static str,
+    handler: MethodRouter<App>,
+}
+
+fn reads<H: Handler<T, App>, T: 'static>(path: &'static str, handler: H) -> Route {
+    Route { method: "get", path, handler: get(handler) }
+}
+
+fn acts<H: Handler<T, App>, T: 'static>(path: &'static str, handler: H) -> Route {
+    Route { method: "post", path, handler: post(handler) }
+}
+
+/// Every route; `docs/openapi.json` describes the same.
+fn routes() -> Vec<Route> {
+    vec![
+        reads("/v1/status", status),
+        reads("/v1/devices", devices),
+        reads("/v1/events", events),
+        acts("/v1/push", push.layer(DefaultBodyLimit::max(MAX_APP_BYTES))),
+        reads("/v1/pull", pull),
+        reads("/v1/handed", handed),
+        acts("/v1/invites", invite),
+        acts("/v1/invites/revoke", revoke),
+        reads("/v1/invites/{id}/outcome", outcome),
+        acts("/v1/join", join),
+        reads("/v1/folders", folders),
+        acts("/v1/folders", share),
+        reads("/v1/folders/offered", offered),
+        acts("/v1/folders/{folder}/place", place),
+        acts("/v1/folders/{folder}/pause", pause),
+        acts("/v1/folders/{folder}/resume", resume),
+        acts("/v1/folders/{folder}/rescan", rescan),
+        acts("/v1/folders/{folder}/leave", leave),
+        acts("/v1/folders/{folder}/versions", versions),
+        acts("/v1/folders/{folder}/restore", restore),
+        acts("/v1/limit-rate", limit_rate),
+        acts("/v1/stop", stop),
+    ]
+}
+
 fn router(app: App) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/push", post(push).layer(DefaultBodyLimit::max(MAX_APP_BYTES)))
-        .route("/v1/pull", get(pull))
-        .route("/v1/events", get(events))
-        .route("/v1/handed", get(handed))
-        .route("/v1/invites", post(invite))
-        .route("/v1/invites/revoke", post(revoke))
-        .route("/v1/invites/{id}/outcome", get(outcome))
-        .route("/v1/join", post(join))
-        .route("/v1/stop", post(stop))
+    routes()
+        .into_iter()
+        .fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler))
         .fallback(unknown_route)
         .method_not_allowed_fallback(unknown_route)
         .layer(middleware::from_fn(same_version))
@@ -90,7 +153,7 @@ fn router(app: App) -> Router {
 }
 
 /// A failure as an answer.
-struct Refusal(Failure);
+pub(super) struct Refusal(pub(super) Failure);
 
 impl<F: Into<Failure>> From<F> for Refusal {
     fn from(failure: F) -> Self {
@@ -206,13 +269,52 @@ async fn pull(State(app): State<App>, query: Result<Query<PullQuery>, QueryRejec
     Ok(Json(app.service.pull(&query.group, query.after, limit).await?))
 }
 
-async fn events(State(app): State<App>, query: Result<Query<InGroup>, QueryRejection>) -> Result<Response, Refusal> {
-    let events = app.service.events(&query?.group)?;
-    let lines = stream::unfold(events, async |mut events| {
-        let event = events.next().await?;
-        Some((event, events))
-    });
-    Ok(json_lines(lines, &app))
+async fn events(
+    State(app): State<App>,
+    query: Result<Query<InGroup>, QueryRejection>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Refusal> {
+    let events = app.service.events(&query?.group).await?;
+    match upgrade {
+        Ok(upgrade) => {
+            let upgrade = upgrade.max_message_size(MAX_MESSAGE).max_frame_size(MAX_MESSAGE);
+            Ok(upgrade.on_upgrade(move |socket| tell(events, socket, app.stop)))
+        }
+        // an ordinary request
+        Err(
+            WebSocketUpgradeRejection::InvalidConnectionHeader(_) | WebSocketUpgradeRejection::InvalidUpgradeHeader(_),
+        ) => {
+            let lines = stream::unfold(events, async |mut events| {
+                let event = events.next().await?;
+                Some((event, events))
+            });
+            Ok(json_lines(lines, &app))
+        }
+        Err(rejection) => Err(Failure::usage(rejection.body_text()).into()),
+    }
+}
+
+/// Passes events on as one text message each, until either end or the server ends.
+async fn tell(mut events: Events, mut socket: WebSocket, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            line = events.next() => {
+                let Some(line) = line else { break };
+                let text = serde_json::to_string(&line).unwrap_or_default();
+                if socket.send(Message::Text(text.into())).await.is_err() {
+                    return;
+                }
+            }
+            // pings are answered below this; whatever else is said is passed over
+            message = socket.recv() => match message {
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return,
+                Some(Ok(_)) => {}
+            },
+            () = stop.cancelled() => break,
+        }
+    }
+    // it may have gone already
+    let _ = socket.send(Message::Close(None)).await;
 }
 
 #[derive(Debug, Deserialize)]
@@ -227,10 +329,7 @@ struct HandedQuery {
 async fn handed(State(app): State<App>, query: Result<Query<HandedQuery>, QueryRejection>) -> Answer<Handed> {
     let Query(query) = query?;
     let wait = Duration::from_millis(query.wait_ms).min(MAX_WAIT);
-    tokio::select! {
-        handed = app.service.handed(&query.group, query.cursor, wait) => Ok(Json(handed?)),
-        () = app.stop.cancelled() => Err(ending()),
-    }
+    app.unless_stopped(app.service.handed(&query.group, query.cursor, wait)).await
 }
 
 #[derive(Debug, Deserialize)]
@@ -246,10 +345,7 @@ async fn invite(State(app): State<App>, query: Result<Query<InviteQuery>, QueryR
 }
 
 async fn outcome(State(app): State<App>, Path(id): Path<String>) -> Answer<Outcome> {
-    tokio::select! {
-        outcome = app.service.outcome(&id) => Ok(Json(outcome?)),
-        () = app.stop.cancelled() => Err(ending()),
-    }
+    app.unless_stopped(app.service.outcome(&id)).await
 }
 
 async fn revoke(
@@ -257,7 +353,7 @@ async fn revoke(
     request: Result<Json<RevokeRequest>, JsonRejection>,
 ) -> Answer<serde_json::Value> {
     app.service.revoke(&request?.invite).await?;
-    Ok(Json(serde_json::json!({})))
+    done()
 }
 
 async fn join(State(app): State<App>, request: Result<Json<JoinRequest>, JsonRejection>) -> Result<Response, Refusal> {
@@ -269,7 +365,7 @@ async fn join(State(app): State<App>, request: Result<Json<JoinRequest>, JsonRej
         let progress = lines.clone();
         let result = service.join(&invite, move |step| drop(progress.try_send(JoinLine::Progress(step)))).await;
         let last = match result {
-            Ok(group) => JoinLine::Joined(Joined { group }),
+            Ok(joined) => JoinLine::Joined(joined),
             Err(failure) => JoinLine::Error(failure),
         };
         // nobody reads any more
@@ -282,13 +378,107 @@ async fn join(State(app): State<App>, request: Result<Json<JoinRequest>, JsonRej
     Ok(json_lines(lines, &app))
 }
 
+async fn folders(State(app): State<App>) -> Answer<Folders> {
+    Ok(Json(app.service.folders().await?))
+}
+
+async fn share(
+    State(app): State<App>,
+    query: Result<Query<InGroup>, QueryRejection>,
+    request: Result<Json<PlaceRequest>, JsonRejection>,
+) -> Answer<FolderStatus> {
+    Ok(Json(app.service.share(&query?.group, request?.0).await?))
+}
+
+#[derive(Debug, Deserialize)]
+struct OfferedQuery {
+    #[serde(default)]
+    group: String,
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+async fn offered(State(app): State<App>, query: Result<Query<OfferedQuery>, QueryRejection>) -> Answer<OfferedFolders> {
+    let Query(query) = query?;
+    let wait = Duration::from_millis(query.wait_ms).min(MAX_WAIT);
+    app.unless_stopped(app.service.offered(&query.group, wait)).await
+}
+
+async fn place(
+    State(app): State<App>,
+    Path(folder): Path<String>,
+    query: Result<Query<InGroup>, QueryRejection>,
+    request: Result<Json<PlaceRequest>, JsonRejection>,
+) -> Answer<FolderStatus> {
+    let (query, request) = (query?, request?.0);
+    app.unless_stopped(app.service.place(&query.group, &folder, request)).await
+}
+
+async fn pause(State(app): State<App>, Path(folder): Path<String>) -> Answer<serde_json::Value> {
+    app.service.pause(&folder, true).await?;
+    done()
+}
+
+async fn resume(State(app): State<App>, Path(folder): Path<String>) -> Answer<serde_json::Value> {
+    app.service.pause(&folder, false).await?;
+    done()
+}
+
+async fn rescan(State(app): State<App>, Path(folder): Path<String>) -> Answer<FolderStatus> {
+    app.unless_stopped(app.service.rescan(&folder)).await
+}
+
+async fn leave(State(app): State<App>, Path(folder): Path<String>) -> Answer<serde_json::Value> {
+    app.service.leave(&folder).await?;
+    done()
+}
+
+async fn versions(
+    State(app): State<App>,
+    Path(folder): Path<String>,
+    request: Result<Json<VersionsRequest>, JsonRejection>,
+) -> Answer<Versions> {
+    Ok(Json(app.service.versions(&folder, &request?.path).await?))
+}
+
+async fn restore(
+    State(app): State<App>,
+    Path(folder): Path<String>,
+    request: Result<Json<RestoreRequest>, JsonRejection>,
+) -> Answer<Restored> {
+    let Json(request) = request?;
+    app.unless_stopped(app.service.restore(&folder, request)).await
+}
+
+async fn limit_rate(
+    State(app): State<App>,
+    request: Result<Json<RateRequest>, JsonRejection>,
+) -> Answer<serde_json::Value> {
+    app.service.limit_rate(request?.bytes_per_second).await?;
+    done()
+}
+
+async fn devices(State(app): State<App>) -> Answer<Devices> {
+    Ok(Json(app.service.devices().await?))
+}
+
 async fn stop(State(app): State<App>) -> Json<serde_json::Value> {
     app.service.quit().cancel();
     Json(serde_json::json!({}))
 }
 
-fn ending() -> Refusal {
-    Refusal(Failure::new("closed", "the process that serves this home is ending"))
+fn done() -> Answer<serde_json::Value> {
+    Ok(Json(serde_json::json!({})))
+}
+
+impl App {
+    /// Answers with what may take long, unless the server ends before.
+    async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Answer<T> {
+        tokio::select! {
+            result = work => Ok(Json(result?)),
+            () = self.stop.cancelled() => Err(Refusal(Failure::new("closed", "the process that serves this home is ending"))),
+        }
+    }
 }
 
 /// One JSON value a line, until the values or the server end.

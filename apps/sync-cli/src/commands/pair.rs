@@ -4,6 +4,7 @@ use std::io::{self, Write as _};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
+use sync_client::folders::FolderStatus;
 use zeroize::Zeroizing;
 
 use crate::api::{Invite, Joined, Outcome};
@@ -29,21 +30,46 @@ pub(crate) struct Args {
     create: bool,
 
     /// Join the group that a code or link invites to; read from standard input if left out or -
-    #[arg(long, value_name = "CODE|LINK", num_args = 0..=1, default_missing_value = "-")]
+    #[arg(long, value_name = "CODE|LINK", num_args = 0..=1, default_missing_value = "-",
+          conflicts_with_all = ["expires_in", "qr"])]
     join: Option<String>,
 
     /// Take an invite back, named by its code, link or id; read from standard input if left out or -
-    #[arg(long, value_name = "CODE|LINK|ID", num_args = 0..=1, default_missing_value = "-")]
+    #[arg(long, value_name = "CODE|LINK|ID", num_args = 0..=1, default_missing_value = "-",
+          conflicts_with_all = ["expires_in", "qr"])]
     revoke: Option<String>,
 
+    #[command(flatten)]
+    offer: Offer,
+}
+
+/// How an invite is made and shown.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Offer {
     /// How long the invite lasts
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, requires = "create",
+    #[arg(long, value_name = "SECONDS", default_value_t = 600,
           value_parser = clap::value_parser!(u16).range(1..=600))]
     expires_in: u16,
 
     /// Show a QR code even where output is no terminal
-    #[arg(long, requires = "create")]
+    #[arg(long)]
     qr: bool,
+}
+
+#[derive(Serialize)]
+struct Invited<'a> {
+    event: &'static str,
+    #[serde(flatten)]
+    invite: &'a Invite,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    folder: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Ended<'a> {
+    event: &'a str,
+    #[serde(flatten)]
+    outcome: &'a Outcome,
 }
 
 #[derive(Serialize)]
@@ -70,43 +96,62 @@ impl Args {
             return out.result("the invite was taken back", &Revoked { outcome: "revoked" });
         }
         let backend = stop.or(Backend::open(global, Mode::Serve)).await?;
-        let result = self.create(&backend, global.group(), &mut stop, out).await;
+        let result = self.offer.make(&backend, global.group(), None, &mut stop, out).await;
         backend.close().await;
         result
     }
+}
 
-    async fn create(&self, backend: &Backend, group: &str, stop: &mut Stop, out: Output) -> Result<(), Failure> {
+impl Offer {
+    /// Makes an invite, shows it, and waits until someone has joined by it; Ctrl-C takes it back.
+    pub(crate) async fn make(
+        &self,
+        backend: &Backend,
+        group: &str,
+        folder: Option<&FolderStatus>,
+        stop: &mut Stop,
+        out: Output,
+    ) -> Result<(), Failure> {
         let invite = backend.invite(group, Some(Duration::from_secs(self.expires_in.into()))).await?;
-        self.show(&invite, out)?;
+        self.show(&invite, folder, out)?;
         let outcome = tokio::select! {
             outcome = backend.outcome(&invite.id) => outcome?,
             () = stop.requested() => revoke(backend, &invite.id).await?,
             () = backend.quit() => revoke(backend, &invite.id).await?,
         };
-        out.object(&outcome)?;
+        let event = match outcome {
+            Outcome::Joined { .. } => "joined",
+            Outcome::Expired => "expired",
+            Outcome::Revoked => "revoked",
+        };
+        out.object(&Ended { event, outcome: &outcome })?;
+        let stays = if folder.is_some() { "; the folder stays shared" } else { "" };
         match outcome {
             Outcome::Joined { name, author } => {
                 let author = author.get(..8).unwrap_or(&author);
                 out.text(format!("{} has joined as {author}", terminal::clean(&name)))
             }
-            Outcome::Expired => Err(Failure::new(
-                "invite-expired",
-                "nobody joined in time; make a new invite with `syncshell pair --create`",
-            )),
-            Outcome::Revoked => Err(Failure::new("invite-revoked", "the invite was taken back; nobody has joined")),
+            Outcome::Expired => {
+                let message = format!("nobody joined in time{stays}; make a new invite with `syncshell invite`");
+                Err(Failure::new("invite-expired", message))
+            }
+            Outcome::Revoked => {
+                Err(Failure::new("invite-revoked", format!("the invite was taken back; nobody has joined{stays}")))
+            }
         }
     }
 
-    fn show(&self, invite: &Invite, out: Output) -> Result<(), Failure> {
-        out.object(invite)?;
+    fn show(&self, invite: &Invite, folder: Option<&FolderStatus>, out: Output) -> Result<(), Failure> {
+        out.object(&Invited { event: "invited", invite, folder: folder.map(|folder| &*folder.id) })?;
         if (self.qr || terminal::sees_output())
             && let Some(qr) = terminal::qr(&invite.link)
         {
             out.text(qr)?;
         }
         out.text(format!("code  {}\nlink  {}", invite.code, invite.link))?;
+        let how = if folder.is_some() { "syncshell join" } else { "syncshell pair --join" };
         out.note(format!(
-            "Give one of them to the other device within {}: `syncshell pair --join`. Each admits one device.",
+            "Give one of them to the other device within {}: `{how}`. Each admits one device.",
             in_words(time_left(invite.expires))
         ));
         Ok(())
@@ -123,18 +168,31 @@ async fn revoke(backend: &Backend, id: &str) -> Result<Outcome, Failure> {
 }
 
 async fn join(backend: &Backend, invite: &str, stop: &mut Stop, out: Output) -> Result<(), Failure> {
-    let group = tokio::select! {
-        joined = backend.join(invite, |step| out.note(step)) => joined?,
+    let Joined { group, already } = join_group(backend, invite, stop, out).await?;
+    if already {
+        return Err(Failure::new("already-joined", format!("this home already belongs to group {group}")));
+    }
+    out.result(format!("joined group {group}"), &Joined { group: group.clone(), already })
+}
+
+/// Joins the group that a code or link invites to.
+pub(crate) async fn join_group(
+    backend: &Backend,
+    invite: &str,
+    stop: &mut Stop,
+    out: Output,
+) -> Result<Joined, Failure> {
+    tokio::select! {
+        joined = backend.join(invite, |step| out.note(step)) => joined,
         () = stop.requested() => {
             let message = "the join was broken off; repeat it, the same invite still holds for this device";
-            return Err(Failure::new("interrupted", message));
+            Err(Failure::new("interrupted", message))
         }
-    };
-    out.result(format!("joined group {group}"), &Joined { group: group.clone() })
+    }
 }
 
 /// A secret from the command line, or from standard input where other users cannot see it.
-async fn given_or_read(given: &str, prompt: &'static str) -> Result<Zeroizing<String>, Failure> {
+pub(crate) async fn given_or_read(given: &str, prompt: &'static str) -> Result<Zeroizing<String>, Failure> {
     if given != "-" {
         return Ok(Zeroizing::new(given.to_owned()));
     }

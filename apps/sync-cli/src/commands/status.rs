@@ -2,21 +2,31 @@
 
 use std::fmt::Write as _;
 
+use sync_client::folders::{Direction, FolderStatus, PathProblem, Watching};
 use sync_client::{PeerStatus, Status, SyncState};
 
 use crate::api::Overview;
-use crate::backend::{Backend, Mode};
+use crate::backend::{Backend, Mode, find_server};
 use crate::cli::Global;
 use crate::exit::Failure;
+use crate::live::{self, Rate, in_words};
 use crate::output::Output;
+use crate::signals::Stop;
 use crate::terminal::clean;
 
-/// Show this home, its groups and their devices
+/// Show this home: its folders, what is not in sync and why, its groups and their devices
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Go on and show what happens until Ctrl-C
+    #[arg(long)]
+    follow: bool,
+}
 
 impl Args {
     pub(crate) async fn run(self, global: &Global, out: Output) -> Result<(), Failure> {
+        if self.follow {
+            return follow(global, out).await;
+        }
         let backend = Backend::open(global, Mode::Offline).await?;
         let overview = backend.overview().await;
         backend.close().await;
@@ -25,8 +35,19 @@ impl Args {
         if overview.groups.is_empty() && !global.group().is_empty() {
             return Err(Failure::new("unknown-group", format!("this home has no group {}", global.group())));
         }
+        overview.folders.retain(|folder| folder.group.starts_with(global.group()));
         out.result(text(&overview).trim_end(), &overview)
     }
+}
+
+async fn follow(global: &Global, out: Output) -> Result<(), Failure> {
+    let mut stop = Stop::listen()?;
+    let home = global.home()?;
+    let Some(server) = stop.or(find_server(global, &home)).await? else {
+        let message = "nobody serves this home, so nothing happens in it; `syncshell run` or `syncshell up` does";
+        return Err(Failure::new("not-served", message));
+    };
+    live::watch(&Backend::Remote(server), &mut stop, out).await
 }
 
 fn text(overview: &Overview) -> String {
@@ -40,12 +61,37 @@ fn text(overview: &Overview) -> String {
         line(&mut text, format_args!("warning {}", clean(warning)));
     }
     if overview.groups.is_empty() {
-        text += "no group yet; `syncshell pair --create` makes one, `syncshell pair --join` joins one\n";
+        text += "no group yet; `syncshell share FOLDER` makes one, `syncshell join CODE` joins one\n";
+    }
+    for folder in &overview.folders {
+        add_folder(&mut text, folder);
     }
     for group in &overview.groups {
         add_group(&mut text, group);
     }
     text
+}
+
+fn add_folder(text: &mut String, folder: &FolderStatus) {
+    line(text, format_args!("\nfolder  {}", in_words(folder, Rate::default())));
+    line(
+        text,
+        format_args!("  in {}, group {}", folder.path.display(), folder.group.get(..8).unwrap_or(&folder.group)),
+    );
+    match folder.direction {
+        Direction::SendOnly => line(text, format_args!("  send-only: changes of others are not taken")),
+        Direction::ReceiveOnly => line(text, format_args!("  receive-only: changes made here are not told")),
+        _ => {}
+    }
+    if folder.watching == Watching::Rescans {
+        line(text, format_args!("  changes are found by rescans; `syncshell rescan` looks at once"));
+    }
+    for PathProblem { path, problem } in &folder.problems {
+        line(text, format_args!("  not in sync: {}: {}", clean(path), clean(problem)));
+    }
+    for path in &folder.conflicts {
+        line(text, format_args!("  conflict, both are kept: {}", clean(path)));
+    }
 }
 
 fn add_group(text: &mut String, group: &Status) {
@@ -96,7 +142,7 @@ fn peer_line(peer: &PeerStatus) -> String {
 }
 
 /// A time span in its largest unit.
-fn age(millis: u64) -> String {
+pub(super) fn age(millis: u64) -> String {
     match millis / 1000 {
         seconds @ 0..120 => format!("{seconds} s"),
         seconds @ 120..7_200 => format!("{} min", seconds / 60),
@@ -157,6 +203,13 @@ mod tests {
             refused: 2,
             warnings: vec![],
         };
+        let folder = FolderStatus {
+            direction: Direction::ReceiveOnly,
+            watching: Watching::Rescans,
+            problems: vec![PathProblem { path: "a\nb".into(), problem: "it may not be read".into() }],
+            conflicts: vec!["x (conflict 2026-11-21 AB12CD).txt".into()],
+            ..crate::select::tests::folder("ff", "photos", std::path::Path::new("/photos"))
+        };
         let overview = Overview {
             version: "1".into(),
             served_by: Some(12),
@@ -164,12 +217,21 @@ mod tests {
             name: "anna".into(),
             device: "dd".into(),
             warnings: vec!["no mDNS".into()],
+            api: None,
             groups: vec![group],
+            folders: vec![folder],
         };
         expect![[r#"
             home    /h (served by process 12)
             device  anna dd
             warning no mDNS
+
+            folder  photos: up to date, 0 files, 0 B; 1 path is not in sync
+              in /photos, group abababab
+              receive-only: changes made here are not told
+              changes are found by rescans; `syncshell rescan` looks at once
+              not in sync: a�b: it may not be read
+              conflict, both are kept: x (conflict 2026-11-21 AB12CD).txt
 
             group   ab
               pending; cursor 7, 1 to hand over

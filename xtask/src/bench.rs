@@ -2,10 +2,14 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::Result;
 
 use crate::shell::{self, cargo};
+
+/// Tools that `bench folders` measures beside the command; their Debian packages are called the same.
+const PEERS: [&str; 2] = ["syncthing", "rsync"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -16,6 +20,34 @@ pub(crate) struct Args {
 
 /// Builds and runs the benchmark with the arguments given.
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
+    if args.rest.first().is_some_and(|bench| bench == "folders") {
+        install_peers();
+        shell::run(&mut cargo(root, ["build", "--release", "--package", "sync-cli"]))?;
+    }
     let build_and_run = ["run", "--release", "--package", "sync-bench", "--"];
     shell::run(cargo(root, build_and_run).args(&args.rest))
+}
+
+/// Brings the peers that are missing, where that is possible; where not, the benchmark says what to install.
+fn install_peers() {
+    let missing = PEERS.into_iter().filter(|tool| !shell::succeeds(Command::new(tool).arg("--version")));
+    let missing: Vec<&str> = missing.collect();
+    if missing.is_empty() || !is_root() {
+        return;
+    }
+    let install = || {
+        let mut command = Command::new("apt-get");
+        command.args(["install", "-y", "--no-install-recommends"]).args(&missing);
+        shell::succeeds(command.env("DEBIAN_FRONTEND", "noninteractive"))
+    };
+    // the lists of an image are often empty or old
+    let installed = install() || (shell::succeeds(Command::new("apt-get").arg("update")) && install());
+    if installed {
+        eprintln!("bench: installed {}", missing.join(" "));
+    }
+}
+
+/// Whether packages may be installed, as `id` tells where there is one.
+fn is_root() -> bool {
+    shell::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim_ascii() == b"0")
 }

@@ -6,6 +6,7 @@ mod ci;
 mod mutants;
 mod shell;
 mod sim;
+mod soak;
 mod tidy;
 mod wasm;
 
@@ -31,8 +32,10 @@ enum Task {
     Tidy,
     /// Run the simulator, or hunt mutants with it
     Sim(sim::Args),
-    /// Measure: `bench log` prints the log's rows with their targets
+    /// Measure: `bench log` and `bench folders` print their rows with their targets
     Bench(bench::Args),
+    /// Edit one folder on all sides, kill what serves it, and check that nothing is lost
+    Soak(soak::Args),
     /// Compile the pure crates for the browser
     Wasm,
 }
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(&root),
         Task::Sim(args) => sim::run(&root, &args),
         Task::Bench(args) => bench::run(&root, &args),
+        Task::Soak(args) => soak::run(&root, &args),
         Task::Wasm => wasm::run(&root),
     };
     match done {

@@ -1,10 +1,12 @@
 //! Our figures, measured on the real client, beside what the machine itself can do in the same minute.
 //!
 //! `sync-bench log` works on real homes on disk, between processes of this program that talk over iroh on loopback.
+//! `sync-bench folders` drives the command itself, and other people's tools beside it.
 //! Times are printed with their targets and never asserted: the exit code says whether everything worked.
 
 mod figures;
 mod floor;
+mod folders;
 mod log;
 mod peer;
 mod remote;
@@ -25,6 +27,8 @@ struct Cli {
 enum Bench {
     /// Push, delivery and catch-up of 1 KiB blobs
     Log(log::Args),
+    /// First sync, rename, insert, rescan and save of folders, beside Syncthing, rsync and cp
+    Folders(folders::Args),
     /// One device of a measurement, told what to do on standard input
     #[command(hide = true)]
     Peer,
@@ -34,6 +38,7 @@ enum Bench {
 async fn main() -> ExitCode {
     let done = match Cli::parse().bench {
         Bench::Log(args) => log::run(&args).await,
+        Bench::Folders(args) => tokio::task::spawn_blocking(move || folders::run(&args)).await.unwrap_or_else(failed),
         Bench::Peer => peer::run().await,
     };
     match done {
@@ -43,6 +48,11 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A panic of ours, which has said what it is.
+fn failed(error: tokio::task::JoinError) -> anyhow::Result<()> {
+    Err(error.into())
 }
 
 #[cfg(test)]

@@ -121,7 +121,7 @@ impl Versions {
         let at = now();
         let month = month_of(at);
         let (dir, is_new) = match self.month(&month) {
-            Err(ApplyError::Missing) => (self.make_month(&month)?, true),
+            Err(ApplyError::Missing) => (make_own_dir(&self.versions()?, &month)?, true),
             other => (other?, false),
         };
         let name = format!("{at}-{}", random_name()?);
@@ -134,14 +134,6 @@ impl Versions {
 
     fn month(&self, month: &str) -> Result<Dir, ApplyError> {
         sys::open_dir(self.root.own_dir(), &format!("{VERSIONS_DIR}/{month}"))
-    }
-
-    fn make_month(&self, month: &str) -> Result<Dir, ApplyError> {
-        let versions = self.versions()?;
-        match sys::make_dir(&versions, month, 0o700) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error.into()),
-            _ => sys::open_dir(&versions, month),
-        }
     }
 }
 
@@ -165,11 +157,16 @@ impl Slot {
 /// A directory of our own below the folder's root, made again if someone removed it.
 pub(crate) fn own_dir(root: &Root, name: &str) -> Result<Dir, ApplyError> {
     match sys::open_dir(root.own_dir(), name) {
-        Err(ApplyError::Missing) => {
-            sys::make_dir(root.own_dir(), name, 0o700)?;
-            sys::open_dir(root.own_dir(), name)
-        }
+        Err(ApplyError::Missing) => make_own_dir(root.own_dir(), name),
         other => other,
+    }
+}
+
+/// Another thread may be faster.
+fn make_own_dir(own: &Dir, name: &str) -> Result<Dir, ApplyError> {
+    match sys::make_dir(own, name, 0o700) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error.into()),
+        _ => sys::open_dir(own, name),
     }
 }
 
@@ -279,4 +276,111 @@ fn month_of(at: i64) -> String {
     let month = (5 * of_year + 2) / 153;
     let month = if month < 10 { month + 3 } else { month - 9 };
     format!("{:04}-{month:02}", year + era * 400 + i64::from(month <= 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use sync_types::FolderId;
+
+    use super::*;
+
+    const NOW: i64 = 1_763_731_500;
+
+    #[test]
+    fn months_are_those_of_the_calendar() {
+        for (at, month) in [
+            (0, "1970-01"),
+            (-1, "1969-12"),
+            (951_782_399, "2000-02"),
+            (951_868_800, "2000-03"),
+            (1_764_547_199, "2025-11"),
+            (1_764_547_200, "2025-12"),
+            (4_107_542_400, "2100-03"),
+        ] {
+            assert_eq!(month_of(at), month, "{at}");
+        }
+    }
+
+    #[test]
+    fn only_names_of_our_own_lead_anywhere() {
+        let home = tempfile::tempdir().expect("a directory");
+        let root = Root::create(home.path(), &FolderId([7; 16])).expect("a root");
+        let versions = Versions::new(Arc::new(root));
+        for name in ["", "/", "2026-11", "../folder", "2026-11/..", "2026-11/a/b", "/etc/passwd", "./x", "2026-11/"] {
+            assert!(matches!(versions.open(name), Err(ApplyError::Missing)), "{name}");
+            assert!(versions.get(name).is_err() && versions.remove(name).is_err(), "{name}");
+        }
+        assert!(home.path().join(".syncshell/folder").exists());
+    }
+
+    #[test]
+    fn what_is_forgotten_leaves_no_empty_month() {
+        let home = tempfile::tempdir().expect("a directory");
+        let versions = Versions::new(Arc::new(Root::create(home.path(), &FolderId([7; 16])).expect("a root")));
+        let months = home.path().join(".syncshell/versions");
+        std::fs::create_dir_all(months.join("2001-01")).expect("a directory");
+        std::fs::write(months.join("2001-01/979000000-a"), "kept").expect("a file");
+        let slot = versions.slot().expect("a slot");
+        versions.remove_empty_months().expect("removed");
+        let listed = versions.list().expect("a list");
+        assert_eq!(
+            listed.iter().map(|kept| (kept.name.as_str(), kept.at)).collect::<Vec<_>>(),
+            [("2001-01/979000000-a", 979_000_000)]
+        );
+        versions.remove("2001-01/979000000-a").expect("removed");
+        versions.remove("2001-01/979000000-a").expect("gone already");
+        versions.remove_empty_months().expect("removed");
+        assert!(!months.join("2001-01").exists() && months.join(slot.month).exists());
+    }
+
+    #[test]
+    fn versions_thin_out_with_age() {
+        let ages = |ages: &[i64]| ages.iter().map(|age| NOW - age).collect::<Vec<_>>();
+        for (kept, drop, why) in [
+            (vec![], vec![], "nothing"),
+            (vec![400 * 86_400], vec![0], "more than a year old"),
+            (vec![364 * 86_400], vec![], "less"),
+            (vec![100, 80, 60, 40, 0], vec![1, 3], "30 seconds apart, and the newest"),
+            (vec![100, 99, 98], vec![1], "the newest stays whatever came before"),
+            (vec![7300, 7200, 3700, 3600, 3599], vec![1, 3], "an hour apart, then 30 seconds"),
+            (vec![3 * 86_400, 3 * 86_400 - 3600, 2 * 86_400, 90_000], vec![1], "a day apart"),
+            (vec![50 * 86_400, 44 * 86_400, 43 * 86_400, 40 * 86_400], vec![1], "a week apart, and the newest"),
+            (vec![10, -500], vec![], "a clock that was set back"),
+        ] {
+            assert_eq!(thin(NOW, &ages(&kept)), drop, "{why}");
+        }
+    }
+
+    #[test]
+    fn the_oldest_go_first_when_there_is_no_room() {
+        let kept = [(1, 50), (2, 0), (3, 30), (4, 20)];
+        for (most, drop) in [(100, vec![]), (99, vec![0]), (50, vec![0]), (49, vec![0, 1, 2]), (0, vec![0, 1, 2, 3])] {
+            assert_eq!(over(most, &kept), drop, "{most}");
+        }
+        assert_eq!(over(u64::MAX, &[(1, u64::MAX), (2, u64::MAX)]), [0]);
+    }
+
+    proptest! {
+        #[test]
+        fn thinning_twice_drops_nothing_more(mut ages in proptest::collection::vec(-100i64..40_000_000, 0..60)) {
+            ages.sort_unstable_by(|a, b| b.cmp(a));
+            let kept: Vec<_> = ages.iter().map(|age| NOW - age).collect();
+            let drop = thin(NOW, &kept);
+            let left: Vec<_> = kept.iter().enumerate().filter(|(at, _)| !drop.contains(at)).map(|(_, at)| *at).collect();
+            prop_assert_eq!(thin(NOW, &left), Vec::<usize>::new());
+            if let Some(newest) = kept.last().filter(|newest| NOW - **newest < 365 * 86_400) {
+                prop_assert_eq!(left.last(), Some(newest));
+            }
+            prop_assert!(left.len() <= 120 + 24 + 30 + 53 + 5);
+        }
+
+        #[test]
+        fn what_is_left_fits(sizes in proptest::collection::vec(0u64..1000, 0..40), most in 0u64..20_000) {
+            let kept: Vec<_> = sizes.iter().map(|size| (0, *size)).collect();
+            let left = over(most, &kept).len();
+            prop_assert!(sizes[left..].iter().sum::<u64>() <= most);
+            prop_assert!(left == 0 || sizes[left - 1..].iter().sum::<u64>() > most);
+        }
+    }
 }

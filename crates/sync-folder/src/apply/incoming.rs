@@ -45,7 +45,10 @@ pub struct Ready {
 
 impl Incoming {
     pub(super) fn create(root: &Arc<Root>, size: u64) -> Result<Self, ApplyError> {
-        let name = random_name()?;
+        Self::create_as(root, random_name()?, size)
+    }
+
+    fn create_as(root: &Arc<Root>, name: String, size: u64) -> Result<Self, ApplyError> {
         let tmp = own_dir(root, TMP_DIR)?;
         let file = sys::create_file(&tmp, &name)?;
         if size > 0
@@ -167,6 +170,21 @@ impl Ready {
 }
 
 impl Applier {
+    /// Begins to receive a file under a name of 32 hex digits, or takes up again what was being received under it;
+    /// which pieces are there, [`Incoming::holds`] says.
+    pub fn receive_as(&self, name: &str, size: u64) -> Result<Incoming, ApplyError> {
+        check_name(name)?;
+        match Incoming::reopen(self.root(), name) {
+            Ok(incoming) if incoming.size == size => Ok(incoming),
+            Ok(incoming) => {
+                incoming.discard()?;
+                Incoming::create_as(self.root(), name.to_owned(), size)
+            }
+            Err(ApplyError::Missing) => Incoming::create_as(self.root(), name.to_owned(), size),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Names of what was being received when the program ended.
     pub fn incoming_names(&self) -> Result<Vec<String>, ApplyError> {
         let mut names = Vec::new();

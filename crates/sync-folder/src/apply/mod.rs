@@ -10,7 +10,7 @@
 mod error;
 mod incoming;
 pub(crate) mod sys;
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests;
 
 use std::collections::BTreeSet;
@@ -27,8 +27,9 @@ use crate::root::{Root, TMP_DIR, VERSIONS_DIR};
 use crate::versions::{Kept, Slot, Versions, own_dir, random_name};
 use crate::walk::{Kind, Stat, stat_of};
 
-/// Up to so many files or directories are synced one by one; above, one call for all of the file system is cheaper.
-const SYNC_EACH: usize = 8;
+/// Up to so many files or directories are synced one by one, each for a commit of the file system's journal; above, one
+/// call for all of the file system takes less time, though it waits for what other programs wrote too.
+const SYNC_EACH: usize = 4;
 /// The share of a disk that stays free: one part in so many.
 const RESERVE: u64 = 100;
 

@@ -129,8 +129,10 @@ pub(crate) fn create_file(dir: &Dir, name: &str) -> Result<File, ApplyError> {
 
 /// Opens a regular file, or a directory if that is asked for, never a link or a device.
 pub(crate) fn open_entry(dir: &Dir, name: &str, kind: Kind, write: bool) -> Result<File, ApplyError> {
-    if !matches!(look(dir, name)?, There::Entry(stat) if stat.kind == kind) {
-        return Err(ApplyError::Changed);
+    match look(dir, name)? {
+        There::Entry(stat) if stat.kind == kind => {}
+        There::Nothing => return Err(ApplyError::Missing),
+        _ => return Err(ApplyError::Changed),
     }
     let file = open_unfollowed(dir, name, write)?;
     match stat_of(&file)? {

@@ -2,7 +2,12 @@
 //!
 //! An operation counts when its sender is admitted and may do what it does.
 //! Rights only ever grow by admissions, so an operation that does not count yet is kept and looked at again.
+//!
+//! Each admission gives its author a standing, a role and a member; what justifies an operation is one standing of its
+//! sender and never a mixture.
+//! So whatever counts has a chain of admissions from the founder that shows it alone: a token.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -28,13 +33,29 @@ pub struct Admitted {
     pub by: Option<AuthorId>,
     /// Hash of the envelope that admitted it.
     hash: EnvelopeHash,
-    /// Every admission of it that counts, by who made it: nobody can take another's place away by admitting it again.
-    admissions: BTreeMap<AuthorId, Admission>,
+    /// Every admission of it that counts: nobody can take another's place away by admitting it again.
+    admissions: BTreeMap<Standing, Admission>,
 }
 
+/// As what an author belongs to the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    role: Role,
+    member: MemberId,
+}
+
+/// As what an author was let in, by whom and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Standing {
+    by: AuthorId,
+    place: Place,
+    /// It succeeds who let it in, in that one's place.
+    succeeds: bool,
+}
+
+/// Of several for one standing the one with the lowest hash, so that they stay few.
 #[derive(Debug, Clone)]
 struct Admission {
-    member: MemberId,
     hash: EnvelopeHash,
     envelope: Arc<[u8]>,
 }
@@ -43,12 +64,25 @@ impl Admitted {
     /// Whether some admission counts it to a member.
     #[must_use]
     pub fn belongs_to(&self, member: &MemberId) -> bool {
-        self.member == *member || self.admissions.values().any(|admission| admission.member == *member)
+        self.places().any(|place| place.member == *member)
+    }
+
+    fn places(&self) -> impl Iterator<Item = Place> {
+        let own = Place { role: self.role, member: self.member };
+        std::iter::once(own).chain(self.admissions.keys().map(|standing| standing.place))
+    }
+}
+
+impl Place {
+    /// Whether who stands here may let an author in as `place`.
+    fn may_admit(&self, author: &AuthorId, place: &Self) -> bool {
+        let newcomer = place.member == MemberId::from(*author);
+        self.role.may_invite() && place.role >= self.role && (newcomer || place.member == self.member)
     }
 }
 
 /// An invite as membership entries tell it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Invited {
     /// Who made it.
     pub by: AuthorId,
@@ -72,7 +106,7 @@ pub enum MembershipError {
     /// The sender does not belong to the group.
     #[error("sender {0:?} is not admitted")]
     NotAdmitted(AuthorId),
-    /// A succession whose predecessor never signed it.
+    /// A succession that is another's, or that its predecessor never signed.
     #[error("succession of {0:?} is not signed by its predecessor")]
     SuccessionForged(AuthorId),
 }
@@ -88,10 +122,12 @@ pub struct Membership {
     used: BTreeMap<InviteId, AuthorId>,
     tips: BTreeSet<EnvelopeHash>,
     /// Operations of admitted senders that do not count yet.
-    waiting: Vec<Waiting>,
+    waiting: Vec<Arc<Waiting>>,
+    /// Successions by their predecessor: what it is given later, its successors have too.
+    heirs: BTreeMap<AuthorId, Vec<Arc<Waiting>>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Waiting {
     sender: AuthorId,
     hash: EnvelopeHash,
@@ -121,6 +157,7 @@ impl Membership {
             used: BTreeMap::new(),
             tips: BTreeSet::new(),
             waiting: Vec::new(),
+            heirs: BTreeMap::new(),
         })
     }
 
@@ -178,21 +215,34 @@ impl Membership {
     }
 
     /// The envelopes of a shortest way from the founder to an author, founder's side first; none if it is too long.
+    ///
+    /// Each counts by the one before alone, whatever else is known: an author that was let in twice may have the right to
+    /// let others in from one of the two.
     #[must_use]
     pub fn token(&self, author: &AuthorId) -> Option<Vec<Vec<u8>>> {
-        // breadth first from the author: the founder is reached over the fewest admissions
-        let mut reached: BTreeMap<AuthorId, Option<(AuthorId, &Admission)>> = BTreeMap::from([(*author, None)]);
-        let mut tier = vec![*author];
+        let mut let_in: BTreeMap<AuthorId, Vec<(AuthorId, &Standing, &Admission)>> = BTreeMap::new();
+        for (id, admitted) in &self.authors {
+            for (standing, admission) in &admitted.admissions {
+                let_in.entry(standing.by).or_default().push((*id, standing, admission));
+            }
+        }
+        let founder = self.charter.founder.verify;
+        let start = (founder, self.authors.get(&founder)?.places().next()?);
+        // breadth first, so that an author is first reached over the fewest admissions
+        let mut reached = BTreeMap::from([(start, None)]);
+        let mut tier = vec![start];
         for _ in 0..=MAX_TOKEN {
-            if let Some(founder) = tier.iter().find(|author| **author == self.charter.founder.verify) {
-                return Some(chain_from(*founder, &reached));
+            if let Some(end) = tier.iter().filter(|(id, _)| id == author).min() {
+                return Some(chain_to(*end, &reached));
             }
             let mut next = Vec::new();
-            for author in tier {
-                for (by, admission) in &self.authors.get(&author)?.admissions {
-                    if !reached.contains_key(by) {
-                        reached.insert(*by, Some((author, admission)));
-                        next.push(*by);
+            for at in tier {
+                for (id, standing, admission) in let_in.get(&at.0).into_iter().flatten() {
+                    let place = standing.place;
+                    let counts = if standing.succeeds { place == at.1 } else { at.1.may_admit(id, &place) };
+                    if counts && !reached.contains_key(&(*id, place)) {
+                        reached.insert((*id, place), Some((at, *admission)));
+                        next.push((*id, place));
                     }
                 }
             }
@@ -207,19 +257,17 @@ impl Membership {
     pub fn examine(&self, envelope: &Envelope<'_>) -> Result<SignedOperation, MembershipError> {
         let sender = envelope.header.sender;
         let signed = SignedOperation::decode(envelope.payload())?;
-        if self.is_admitted(&sender) {
-            return Ok(signed);
-        }
         let Operation::Succeed { keys, member, predecessor, proof } = &signed.operation else {
-            return Err(MembershipError::NotAdmitted(sender));
+            return if self.is_admitted(&sender) { Ok(signed) } else { Err(MembershipError::NotAdmitted(sender)) };
         };
-        let before = self.authors.get(predecessor).ok_or(MembershipError::NotAdmitted(sender))?;
-        let fits = keys.verify == sender && envelope.header.number == Number(1) && before.belongs_to(member);
+        // also of one who belongs already: it could make anyone anyone's successor
+        let own = keys.verify == sender && envelope.header.number == Number(1);
         let statement = succession_statement(keys, *member);
-        if !fits || !verify(predecessor, SignPurpose::Succession, &[&self.group.0, &statement], proof) {
+        if !own || !verify(predecessor, SignPurpose::Succession, &[&self.group.0, &statement], proof) {
             return Err(MembershipError::SuccessionForged(sender));
         }
-        Ok(signed)
+        let succeeds = self.authors.get(predecessor).is_some_and(|before| before.belongs_to(member));
+        if succeeds || self.is_admitted(&sender) { Ok(signed) } else { Err(MembershipError::NotAdmitted(sender)) }
     }
 
     /// Takes in a membership envelope whose signature was checked; true if it changed who belongs.
@@ -232,65 +280,72 @@ impl Membership {
         }
         self.tips.insert(hash);
         let (sender, envelope) = (envelope.header.sender, Arc::from(envelope.bytes()));
-        let new = Waiting { sender, hash, operation, envelope };
+        let new = Arc::new(Waiting { sender, hash, operation, envelope });
+        if let Operation::Succeed { predecessor, .. } = &new.operation {
+            self.heirs.entry(*predecessor).or_default().push(new.clone());
+        }
         match self.count(&new) {
-            Counted::Yes { changed: true } => {
-                self.settle();
+            Counted::Grown(author) => {
+                self.settle(author);
                 return Ok(true);
             }
             // it cannot make any other count, so those that wait are not looked at: there may be many
             Counted::NotYet => self.waiting.push(new),
-            Counted::Yes { changed: false } | Counted::Never => {}
+            Counted::Yes | Counted::Never => {}
         }
         Ok(false)
     }
 
-    /// Looks at waiting operations until none of them counts any more.
-    fn settle(&mut self) {
-        let mut progress = true;
-        while std::mem::take(&mut progress) {
+    /// Looks at what may count now that an author has another standing, and so on until nothing more does.
+    fn settle(&mut self, author: AuthorId) {
+        let mut grown = vec![author];
+        while let Some(author) = grown.pop() {
+            for heir in self.heirs.get(&author).cloned().unwrap_or_default() {
+                if let Counted::Grown(heir) = self.count(&heir) {
+                    grown.push(heir);
+                }
+            }
             for waiting in std::mem::take(&mut self.waiting) {
                 match self.count(&waiting) {
-                    Counted::Yes { changed } => progress |= changed,
+                    Counted::Grown(author) => grown.push(author),
                     Counted::NotYet => self.waiting.push(waiting),
-                    Counted::Never => {}
+                    Counted::Yes | Counted::Never => {}
                 }
             }
         }
     }
 
     fn count(&mut self, waiting: &Waiting) -> Counted {
-        let sender_role = self.authors.get(&waiting.sender).map(|sender| (sender.role, sender.member));
         match &waiting.operation {
             Operation::Admit { keys, member, role, invite } => {
-                let Some((own_role, own_member)) = sender_role else { return Counted::NotYet };
-                let own_device = *member == own_member;
-                let new_member = *member == MemberId::from(keys.verify);
-                if !own_device && !new_member {
-                    return Counted::Never;
-                }
-                if !own_role.may_invite() || *role < own_role {
+                let place = Place { role: *role, member: *member };
+                let may = |own: Place| own.may_admit(&keys.verify, &place);
+                if !self.places(&waiting.sender).into_iter().any(may) {
                     return Counted::NotYet;
                 }
                 if let Some(invite) = invite {
                     let first = self.used.entry(*invite).or_insert(keys.verify);
                     *first = (*first).min(keys.verify);
                 }
-                self.admit(waiting, keys, *member, *role, *invite)
+                self.admit(waiting, keys, Standing { by: waiting.sender, place, succeeds: false }, *invite)
             }
             Operation::Succeed { keys, member, predecessor, .. } => {
-                let Some(before) = self.authors.get(predecessor) else { return Counted::NotYet };
-                let role = before.role;
-                let mut counted = waiting.clone();
-                counted.sender = *predecessor;
-                self.admit(&counted, keys, *member, role, None)
+                let mut counted = Counted::NotYet;
+                for place in self.places(predecessor).into_iter().filter(|place| place.member == *member) {
+                    let standing = Standing { by: *predecessor, place, succeeds: true };
+                    match self.admit(waiting, keys, standing, None) {
+                        Counted::Yes if matches!(counted, Counted::Grown(_)) => {}
+                        other => counted = other,
+                    }
+                }
+                // a predecessor that gets a place later is looked at by itself
+                if matches!(counted, Counted::NotYet) { Counted::Never } else { counted }
             }
             Operation::Invite { id, verifier, role, member, expires } => {
-                let Some((own_role, own_member)) = sender_role else { return Counted::NotYet };
-                if member.is_some_and(|member| member != own_member) {
-                    return Counted::Never;
-                }
-                if !own_role.may_invite() || *role < own_role {
+                let may = |own: Place| {
+                    own.role.may_invite() && *role >= own.role && member.is_none_or(|member| member == own.member)
+                };
+                if !self.places(&waiting.sender).into_iter().any(may) {
                     return Counted::NotYet;
                 }
                 let invited = Invited {
@@ -301,71 +356,276 @@ impl Membership {
                     expires: *expires,
                 };
                 // an invite id derives from its code: a second one under it is a copy, and the lowest maker stands
-                match self.invites.get(id) {
-                    Some(known) if known.by <= invited.by => Counted::Yes { changed: false },
-                    _ => {
-                        self.invites.insert(*id, invited);
-                        Counted::Yes { changed: false }
-                    }
+                let known = self.invites.entry(*id).or_insert_with(|| invited.clone());
+                if invited < *known {
+                    *known = invited;
                 }
+                Counted::Yes
             }
             Operation::Revoke { id } => {
                 self.revoked.insert(*id);
-                Counted::Yes { changed: false }
+                Counted::Yes
             }
             _ => Counted::Never,
         }
     }
 
-    fn admit(
-        &mut self,
-        waiting: &Waiting,
-        keys: &AuthorKeys,
-        member: MemberId,
-        role: Role,
-        invite: Option<InviteId>,
-    ) -> Counted {
-        let by = waiting.sender;
-        let admission = Admission { member, hash: waiting.hash, envelope: waiting.envelope.clone() };
-        let Some(known) = self.authors.get_mut(&keys.verify) else {
-            let admissions = BTreeMap::from([(by, admission)]);
-            let admitted =
-                Admitted { keys: keys.clone(), member, role, invite, by: Some(by), hash: waiting.hash, admissions };
-            self.authors.insert(keys.verify, admitted);
-            return Counted::Yes { changed: true };
-        };
+    fn places(&self, author: &AuthorId) -> Vec<Place> {
+        self.authors.get(author).map(|admitted| admitted.places().collect()).unwrap_or_default()
+    }
+
+    fn admit(&mut self, waiting: &Waiting, keys: &AuthorKeys, standing: Standing, invite: Option<InviteId>) -> Counted {
+        let Standing { by, place: Place { role, member }, .. } = standing;
+        let (author, hash) = (keys.verify, waiting.hash);
+        let admission = Admission { hash, envelope: waiting.envelope.clone() };
+        let admitted =
+            |admissions| Admitted { keys: keys.clone(), member, role, invite, by: Some(by), hash, admissions };
+        let known = self.authors.entry(author).or_insert_with(|| admitted(BTreeMap::new()));
         if known.by.is_none() {
-            return Counted::Yes { changed: false };
+            return Counted::Yes;
         }
-        // of several admissions the strongest role counts, so that what was allowed once stays allowed; of the rest the
-        // lowest hash, so that the order of arrival does not matter; and by one author one, so that they stay few
-        let stronger = role < known.role;
-        known.role = known.role.min(role);
-        if admission.hash < known.hash {
-            (known.keys, known.member, known.invite) = (keys.clone(), member, invite);
-            (known.by, known.hash) = (Some(by), admission.hash);
+        // of several admissions the strongest role shows, so that what was allowed once stays allowed; of those the one
+        // with the lowest hash, so that the order of arrival does not matter
+        if (role, hash) < (known.role, known.hash) {
+            *known = admitted(std::mem::take(&mut known.admissions));
         }
-        let own = known.admissions.entry(by).or_insert_with(|| admission.clone());
-        let other_member = own.member != admission.member;
-        if admission.hash < own.hash {
-            *own = admission;
+        match known.admissions.entry(standing) {
+            Entry::Vacant(place) => {
+                place.insert(admission);
+                Counted::Grown(author)
+            }
+            Entry::Occupied(mut same) => {
+                if admission.hash < same.get().hash {
+                    same.insert(admission);
+                }
+                Counted::Yes
+            }
         }
-        Counted::Yes { changed: stronger || other_member }
     }
 }
 
-fn chain_from(founder: AuthorId, reached: &BTreeMap<AuthorId, Option<(AuthorId, &Admission)>>) -> Vec<Vec<u8>> {
+/// A way to an author: where it was reached from, and by which admission.
+type Reached<'a> = BTreeMap<(AuthorId, Place), Option<((AuthorId, Place), &'a Admission)>>;
+
+fn chain_to(end: (AuthorId, Place), reached: &Reached<'_>) -> Vec<Vec<u8>> {
     let mut chain = Vec::new();
-    let mut at = founder;
-    while let Some(Some((author, admission))) = reached.get(&at) {
+    let mut at = end;
+    while let Some(Some((before, admission))) = reached.get(&at) {
         chain.push(admission.envelope.to_vec());
-        at = *author;
+        at = *before;
     }
+    chain.reverse();
     chain
 }
 
 enum Counted {
-    Yes { changed: bool },
+    Yes,
+    /// And an author has a standing it did not have.
+    Grown(AuthorId),
     NotYet,
     Never,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+    use sync_crypto::AuthorSecret;
+    use sync_types::{BlobId, Chunker, Draft, EnvelopeType, EpochId, GroupKind, Header, Quorum};
+
+    use super::*;
+
+    /// The founder and others.
+    static AUTHORS: LazyLock<Vec<(AuthorSecret, AuthorKeys)>> = LazyLock::new(|| {
+        let author = |seed| AuthorSecret::from_bytes(&[seed; 96]);
+        (1..=6).map(|seed| (author(seed), author(seed).keys())).collect()
+    });
+
+    fn keys(author: usize) -> AuthorKeys {
+        AUTHORS[author].1.clone()
+    }
+
+    fn id(author: usize) -> AuthorId {
+        keys(author).verify
+    }
+
+    fn charter() -> Vec<u8> {
+        let (quorum, chunker) = (Quorum::default(), Chunker::default());
+        let (kind, founder) = (GroupKind::Random, keys(0));
+        Charter { kind, founder, quorum, suite: 1, chunker, nonce: [1; 32], commitment: [0; 32] }.encode()
+    }
+
+    /// Operations are judged elsewhere by who signed them, so nobody does here.
+    fn envelope(by: usize, number: u64, operation: Operation) -> Vec<u8> {
+        let payload = SignedOperation { seen: vec![], operation }.encode();
+        let header = Header {
+            kind: EnvelopeType::Push,
+            sender: id(by),
+            group: GroupId::of(&charter()),
+            timestamp: Timestamp(1),
+            nonce: [0; 24],
+            blob_id: BlobId([0; 16]),
+            number: Number(number),
+            previous: if number == 1 { EnvelopeHash::NONE } else { EnvelopeHash([1; 32]) },
+            class: Class::Membership,
+            epoch: EpochId::NONE,
+            commitment: [0; 32],
+        };
+        let mut draft = Draft::new(&header, payload.len()).expect("a draft");
+        draft.payload_mut().copy_from_slice(&payload);
+        draft.sign(&[0; 64])
+    }
+
+    fn admit(by: usize, author: usize, member: usize, role: Role) -> Vec<u8> {
+        envelope(by, 2, Operation::Admit { keys: keys(author), member: id(member).into(), role, invite: None })
+    }
+
+    /// That an author precedes another, as `sender` says.
+    fn succeed(sender: usize, author: usize, member: usize, predecessor: usize) -> Vec<u8> {
+        let (keys, member) = (keys(author), id(member).into());
+        let statement = succession_statement(&keys, member);
+        let group = GroupId::of(&charter());
+        let proof = AUTHORS[predecessor].0.sign(SignPurpose::Succession, &[&group.0, &statement]);
+        envelope(sender, 1, Operation::Succeed { keys, member, predecessor: id(predecessor), proof })
+    }
+
+    fn apply(membership: &mut Membership, bytes: &[u8]) -> Result<bool, MembershipError> {
+        membership.apply(&Envelope::parse(bytes).expect("an envelope"))
+    }
+
+    /// What operations make of a group, each tried again while others count.
+    fn evaluate(operations: &[Vec<u8>]) -> Membership {
+        let mut membership = Membership::new(&charter()).expect("a charter");
+        let mut left: Vec<&Vec<u8>> = operations.iter().collect();
+        loop {
+            let before = left.len();
+            left.retain(|bytes| apply(&mut membership, bytes).is_err());
+            if left.len() == before {
+                return membership;
+            }
+        }
+    }
+
+    #[test]
+    fn who_belongs_cannot_name_another_a_successor() {
+        let mut membership = evaluate(&[admit(0, 1, 1, Role::Guest)]);
+        let forged = [
+            // another's key, with and without a proof of the predecessor
+            succeed(1, 2, 0, 0),
+            succeed(1, 2, 0, 1),
+            // their own key, without one
+            envelope(
+                1,
+                1,
+                Operation::Succeed { keys: keys(1), member: id(0).into(), predecessor: id(0), proof: [9; 64] },
+            ),
+        ];
+        for bytes in forged {
+            assert!(matches!(apply(&mut membership, &bytes), Err(MembershipError::SuccessionForged(_))));
+        }
+        assert!(!membership.is_admitted(&id(2)));
+        assert_eq!(membership.author(&id(1)).map(|author| author.role), Some(Role::Guest));
+    }
+
+    #[test]
+    fn a_token_leads_over_an_admission_that_gives_the_right_it_needs() {
+        // 3 lets in 4 as an admin, which it is by 1 and not by 2
+        let common = [admit(0, 1, 1, Role::Admin), admit(0, 2, 2, Role::Member), admit(1, 3, 3, Role::Admin)];
+        for weaker in [admit(2, 3, 3, Role::Member), admit(0, 3, 3, Role::Member)] {
+            let operations = [&common[..], &[weaker, admit(3, 4, 4, Role::Admin)]].concat();
+            let token = evaluate(&operations).token(&id(4)).expect("a token");
+            assert_eq!(evaluate(&token).author(&id(4)).map(|author| author.role), Some(Role::Admin));
+        }
+    }
+
+    #[test]
+    fn what_a_predecessor_is_given_later_its_successor_has_too() {
+        let early = [admit(0, 1, 1, Role::Member), succeed(2, 2, 1, 1), admit(0, 1, 1, Role::Admin)];
+        let role = |membership: &Membership| membership.author(&id(2)).map(|author| author.role);
+        assert_eq!(role(&evaluate(&early)), Some(Role::Admin));
+        let late = [early[0].clone(), early[2].clone(), early[1].clone()];
+        assert_eq!(role(&evaluate(&late)), Some(Role::Admin));
+    }
+
+    #[test]
+    fn another_admission_takes_no_devices_away() {
+        // 2 is a device of 1; that 5 lets it in as a person of its own leaves it the right to let in 3 for 1
+        let operations = [
+            admit(0, 1, 1, Role::Member),
+            admit(0, 5, 5, Role::Member),
+            admit(1, 2, 1, Role::Member),
+            admit(5, 2, 2, Role::Member),
+            admit(2, 3, 1, Role::Member),
+        ];
+        for at in 0..operations.len() {
+            let mut order = operations.to_vec();
+            order.rotate_left(at);
+            let admitted = evaluate(&order);
+            assert!(admitted.author(&id(3)).is_some_and(|author| author.belongs_to(&id(1).into())), "{at}");
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Drawn {
+        Admit { by: usize, author: usize, member: usize, role: Role },
+        Succeed { author: usize, member: usize, predecessor: usize },
+    }
+
+    impl Drawn {
+        fn encode(&self) -> Vec<u8> {
+            match *self {
+                Self::Admit { by, author, member, role } => admit(by, author, member, role),
+                Self::Succeed { author, member, predecessor } => succeed(author, author, member, predecessor),
+            }
+        }
+    }
+
+    fn drawn() -> impl Strategy<Value = Drawn> {
+        let all = AUTHORS.len();
+        let role = prop_oneof![3 => Just(Role::Admin), 3 => Just(Role::Member), 1 => Just(Role::Guest)];
+        let admission = (0..all, 1..all, 0..all, role, 0usize..4);
+        prop_oneof![
+            4 => admission.prop_map(|(by, author, other, role, whose)| {
+                let member = [author, author, by, other][whose];
+                Drawn::Admit { by, author, member, role }
+            }),
+            1 => (1..all, 0..all, 0..all, any::<bool>()).prop_map(|(author, other, predecessor, same)| {
+                Drawn::Succeed { author, member: if same { predecessor } else { other }, predecessor }
+            }),
+        ]
+    }
+
+    /// All there is to say of who belongs.
+    fn shown(membership: &Membership) -> Vec<String> {
+        let author = |(id, author): (&AuthorId, &Admitted)| {
+            let (places, token) = (author.places().collect::<BTreeSet<_>>(), membership.token(id));
+            let token: Vec<EnvelopeHash> = token.iter().flatten().map(|bytes| hash(bytes)).collect();
+            format!("{id:?} {:?} {:?} {:?} {places:?} {token:?}", author.role, author.member, author.by)
+        };
+        membership.authors().map(author).collect()
+    }
+
+    fn hash(bytes: &[u8]) -> EnvelopeHash {
+        Envelope::parse(bytes).expect("an envelope").hash()
+    }
+
+    proptest! {
+        #[test]
+        fn who_belongs_does_not_hang_on_the_order_and_each_can_show_it(
+            (some, others) in proptest::collection::vec(drawn(), 0..24)
+                .prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle()))
+        ) {
+            let of = |drawn: &[Drawn]| evaluate(&drawn.iter().map(Drawn::encode).collect::<Vec<_>>());
+            let (one, other) = (of(&some), of(&others));
+            prop_assert_eq!(shown(&one), shown(&other));
+            for (author, _) in one.authors() {
+                let mut alone = Membership::new(&charter()).expect("a charter");
+                for bytes in &one.token(author).expect("a token") {
+                    prop_assert!(apply(&mut alone, bytes).is_ok());
+                }
+                prop_assert!(alone.is_admitted(author));
+            }
+        }
+    }
 }

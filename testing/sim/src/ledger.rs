@@ -115,8 +115,22 @@ impl Ledger {
         Ok(())
     }
 
-    /// Notes an envelope that an honest replica sends to a peer that has `shown` what it holds of the present author.
-    pub(crate) fn send(&mut self, place: usize, shown: Option<&FeedHave>, bytes: &[u8]) -> Checked<()> {
+    /// Whether some author sealed two envelopes with one number, as one does whose home was restored.
+    pub(crate) fn forked(&self) -> bool {
+        let numbers: BTreeSet<(AuthorId, Number)> =
+            self.sealed.values().map(|sealed| (sealed.sender, sealed.number)).collect();
+        numbers.len() < self.sealed.len()
+    }
+
+    /// Notes an envelope that an honest replica sends to a peer that has `shown` what it holds of the present author, and
+    /// in truth `holds` these envelopes.
+    pub(crate) fn send(
+        &mut self,
+        place: usize,
+        shown: Option<&FeedHave>,
+        holds: &BTreeSet<EnvelopeHash>,
+        bytes: &[u8],
+    ) -> Checked<()> {
         let Ok(envelope) = Envelope::parse(bytes) else {
             return broken(HOSTILE_INPUT, format!("replica {place} sends on what is no envelope"));
         };
@@ -140,7 +154,9 @@ impl Ledger {
                 );
                 return broken(NUMBERS, text);
             }
-            if shown.is_some_and(|feed| feed.author == sender && feed.contains(number)) {
+            // an operation is sent again to who holds it
+            let shown = shown.filter(|feed| feed.author == sender && feed.contains(number));
+            if shown.is_some() && !holds.contains(&hash) {
                 let author = sender.short();
                 let text = format!("replica {place} goes on as {author} with {number} to a peer that holds another");
                 return broken(NUMBERS, text);

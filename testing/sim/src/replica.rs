@@ -10,9 +10,9 @@ use rand_chacha::ChaCha20Rng;
 use sync_client::exec::{self, Arrival, Pull};
 use sync_client::keys::{Author, GroupKeys, SharedRng, succession};
 use sync_client::reopen;
-use sync_core::Membership;
 use sync_core::epochs::open_rotations;
 use sync_core::session::{Effect, Reply};
+use sync_core::{Membership, Refusal};
 use sync_crypto::author::AUTHOR_SECRET_LEN;
 use sync_crypto::rotation::{Before, History, make_rotation};
 use sync_crypto::{AuthorSecret, EpochSecret};
@@ -508,7 +508,11 @@ impl Running {
                 self.renew(true)?;
             }
             executed.stored.extend(ingested.stored.iter().map(|stored| stored.hash));
-            executed.refused.extend(ingested.refused.iter().filter_map(|(at, _)| arrival.batch.get(*at).cloned()));
+            for (at, refusal) in ingested.refused {
+                let Some(bytes) = arrival.batch.get(at).cloned() else { continue };
+                let comes_again = arrival.position.is_none() && matches!(refusal, Refusal::NotAdmitted(_));
+                executed.refused.push(Refused { bytes, comes_again });
+            }
             executed.replies.push(Reply::Stored { id: *id, membership: self.membership()?, wants });
         }
         Ok(executed)
@@ -559,12 +563,19 @@ impl Running {
     }
 }
 
+/// An envelope that was refused.
+pub(crate) struct Refused {
+    pub(crate) bytes: Vec<u8>,
+    /// Its author is not known yet, and nothing was noted that would pass over it.
+    pub(crate) comes_again: bool,
+}
+
 /// What came of an effect.
 #[derive(Default)]
 pub(crate) struct Executed {
     pub(crate) replies: Vec<Reply>,
     pub(crate) stored: Vec<EnvelopeHash>,
-    pub(crate) refused: Vec<Vec<u8>>,
+    pub(crate) refused: Vec<Refused>,
     /// A peer's word on our own feed was taken.
     pub(crate) believed: bool,
     /// A rotation could not be opened now.

@@ -19,7 +19,7 @@ use crate::action::{Action, Left, Lie, Recording, Step};
 use crate::ledger::{CONVERGE, Checked, DURABLE, HOSTILE_INPUT, Ledger, NO_GAPS, broken};
 use crate::liar::{Liar, Talk};
 use crate::random::{below, bytes, chance, derive, index};
-use crate::replica::{ALL, Entry, Executed, Replica, Running, entry};
+use crate::replica::{ALL, Entry, Executed, Refused, Replica, Running, entry};
 use crate::vfs::{Fault, Survive};
 
 /// When the simulation starts, in Unix ms.
@@ -647,8 +647,13 @@ impl World {
                     let shown = self.end(link, at).map(|end| end.shown.clone()).unwrap_or_default();
                     let author = self.running(place).map(|running| running.author());
                     let shown = shown.iter().find(|feed| Some(feed.author) == author);
+                    let nothing = BTreeSet::new();
+                    let holds = match self.links.get(&link).map(|link| &link.ends[1 - at].party) {
+                        Some(Party::Replica { place, .. }) => &self.replicas[*place].held,
+                        _ => &nothing,
+                    };
                     for envelope in envelopes(&frame) {
-                        self.ledger.send(place, shown, envelope)?;
+                        self.ledger.send(place, shown, holds, envelope)?;
                     }
                     say!(self, "{place} -> link {link}: {}", short(&frame));
                     self.send(link, at, Wire::Bytes(frame.encode()));
@@ -769,8 +774,13 @@ impl World {
                 *known = (*known).max(highest);
             }
         }
-        for bytes in &executed.refused {
+        for Refused { bytes, comes_again } in &executed.refused {
             self.ledger.refused += 1;
+            // of a feed with two branches a peer may have shown us one while we have the other, with whom it admits; what
+            // is refused before membership was compared anew comes again with everything
+            if *comes_again && self.ledger.forked() {
+                continue;
+            }
             let hash = Envelope::parse(bytes).map(|envelope| envelope.hash());
             if honest && hash.is_ok_and(|hash| self.ledger.sealed.contains_key(&hash)) {
                 return broken(CONVERGE, format!("replica {place} refuses a sound entry of an honest peer"));

@@ -121,6 +121,9 @@ impl<'c> Reader<'c> {
 
     /// Entries for a peer: what a selection wants after a cursor; for one that reads along, without what came from it
     /// (`not_from`), and with both branches of a fork.
+    ///
+    /// Among everything are all operations, also those under numbers that the peer says it holds: it may hold another
+    /// branch there, and would refuse whom they admit.
     pub fn read_after(
         &self,
         group: &GroupId,
@@ -129,12 +132,15 @@ impl<'c> Reader<'c> {
         selection: &Selection,
         not_from: Option<PeerId>,
     ) -> Result<Batch, StoreError> {
-        let sql = if selection.scope() == Scope::All { SERVED } else { SERVED_OPEN };
+        let everything = selection.scope() == Scope::All;
+        let sql = if everything { SERVED } else { SERVED_OPEN };
         let scan = self.scan(self.gid(group)?, after, limits, sql, |row| {
             let Meta { author, number, class, source, forked, .. } = row;
             // of a fork that showed after the peer said what it holds, it may hold either branch
-            let branch = not_from.is_some() && *forked && selection.allows(author, *number, *class);
-            (not_from.is_none() || *source != not_from) && (branch || selection.wanted(author, *number, *class))
+            let branch = (not_from.is_some() && *forked) || (everything && *class == Class::Membership);
+            let wanted = selection.wanted(author, *number, *class);
+            (not_from.is_none() || *source != not_from)
+                && (wanted || (branch && selection.allows(author, *number, *class)))
         })?;
         let carried = |row: &Meta| Ok(Carried { cursor: cursor_of(row.id), envelope: self.bytes(row.id)? });
         Ok(Batch {

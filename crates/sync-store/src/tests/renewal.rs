@@ -2,7 +2,8 @@
 
 use sync_core::pairing::InviteStatus;
 use sync_types::{
-    Check, Class, Cursor, DeviceId, Envelope, InviteId, InviteState, Number, Range, ReplicaId, Scope, Timestamp,
+    Check, Class, Cursor, DeviceId, Envelope, FeedHave, InviteId, InviteState, Number, Range, ReplicaId, Scope,
+    Timestamp,
 };
 use tempfile::TempDir;
 
@@ -133,6 +134,28 @@ fn who_reads_along_is_sent_the_other_branch_of_a_fork_that_shows_later() {
     let sent = db.read(|reader| reader.read_after(&group, Cursor(2), ALL, &selection, Some(peer))).unwrap();
     let sent: Vec<Vec<u8>> = sent.entries.into_iter().map(|carried| carried.envelope).collect();
     assert_eq!(sent, [zwei]);
+}
+
+#[test]
+fn who_may_hold_another_branch_is_sent_the_operations_of_ours_before_whom_they_admit() {
+    let dir = TempDir::new().unwrap();
+    let (alice, bob) = (author(1), author(2));
+    let (mut db, group) = founded(dir.path(), &alice);
+    let (admission, hello) = (Feed::new(group, alice.clone()).admit(&bob), Feed::new(group, bob).say("hello"));
+    let peer = db.write(|txn| txn.peer(&group, &ReplicaId([9; 16]))).unwrap();
+    ingest(&mut db, &group, &[admission.clone(), hello.clone()]).unwrap();
+    // what it holds at 1 does not show here, where nothing is held at 2
+    let mut elsewhere = Feed::new(group, alice.clone());
+    elsewhere.say("eins");
+    let head = hash(&elsewhere.say("zwei"));
+    let ranges = vec![Range { first: Number(1), last: Number(2) }];
+    let theirs = FeedHave { author: alice.id(), ranges, heads: vec![head], fork: None, digest: [0; 32] };
+    let selection = db.read(|reader| reader.select(&group, Scope::All, &[theirs], &[])).unwrap();
+    for not_from in [None, Some(peer)] {
+        let sent = db.read(|reader| reader.read_after(&group, Cursor(0), ALL, &selection, not_from)).unwrap();
+        let sent: Vec<Vec<u8>> = sent.entries.into_iter().map(|carried| carried.envelope).collect();
+        assert_eq!(sent, [admission.clone(), hello.clone()]);
+    }
 }
 
 #[test]

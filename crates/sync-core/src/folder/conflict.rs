@@ -76,3 +76,101 @@ fn date(mtime: i64) -> String {
     let at = time::OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
     format!("{:04}-{:02}-{:02}", at.year(), u8::from(at.month()), at.day())
 }
+
+#[cfg(test)]
+mod tests {
+    use sync_types::AuthorId;
+    use sync_types::folder::{Chunks, Dot, FileContent};
+
+    use super::*;
+
+    const NOVEMBER_21: i64 = 1_795_305_599_999_999_999;
+
+    fn file() -> Node {
+        Node::File(FileContent { size: 1, hash: [0x5e; 32], chunks: Chunks::Whole })
+    }
+
+    fn path(text: &str) -> TreePath {
+        TreePath::new(text).expect("a path")
+    }
+
+    fn loser(node: Node, mtime: i64) -> Version {
+        let mut author = [0xab; 32];
+        author[1..3].copy_from_slice(&[0x12, 0xcd]);
+        let dot = Dot { author: AuthorId(author), count: 1 };
+        Version { dot, vector: [dot].into_iter().collect(), node, mode: 0o600, mtime }
+    }
+
+    fn copy_of(name: &str) -> String {
+        conflict_path(&path(name), &loser(file(), NOVEMBER_21), |_| false).to_string()
+    }
+
+    #[test]
+    fn a_copy_says_when_and_whose() {
+        for (name, copy) in [
+            ("a.txt", "a (conflict 2026-11-21 AB12CD).txt"),
+            ("d.d/a", "d.d/a (conflict 2026-11-21 AB12CD)"),
+            ("a.tar.gz", "a.tar (conflict 2026-11-21 AB12CD).gz"),
+            (".bashrc", ".bashrc (conflict 2026-11-21 AB12CD)"),
+            ("..rc", "..rc (conflict 2026-11-21 AB12CD)"),
+            (".a.toml", ".a (conflict 2026-11-21 AB12CD).toml"),
+            ("a.", "a. (conflict 2026-11-21 AB12CD)"),
+            ("Mr. X to Y", "Mr. X to Y (conflict 2026-11-21 AB12CD)"),
+        ] {
+            assert_eq!(copy_of(name), copy);
+        }
+        let directory = conflict_path(&path("a.d"), &loser(Node::Directory, 0), |_| false);
+        assert_eq!(directory.as_str(), "a.d (conflict 1970-01-01 AB12CD)");
+    }
+
+    #[test]
+    fn the_date_is_utc_and_any_time_has_one() {
+        for (mtime, date) in [
+            (NOVEMBER_21, "2026-11-21"),
+            (NOVEMBER_21 + 1, "2026-11-22"),
+            (-1, "1969-12-31"),
+            (951_782_400_000_000_000, "2000-02-29"),
+            (i64::MIN, "1677-09-21"),
+            (i64::MAX, "2262-04-11"),
+        ] {
+            assert_eq!(super::date(mtime), date);
+        }
+    }
+
+    #[test]
+    fn a_taken_name_gets_digits_of_the_content() {
+        let taken = |names: &'static [&'static str]| move |path: &TreePath| names.contains(&path.as_str());
+        let loser = loser(file(), NOVEMBER_21);
+        let one = ["a (conflict 2026-11-21 AB12CD).b"];
+        let copy = conflict_path(&path("a.b"), &loser, |path| one.contains(&path.as_str()));
+        assert_eq!(copy.as_str(), "a (conflict 2026-11-21 AB12CD 5e5e5e5e).b");
+        let two = taken(&["a (conflict 2026-11-21 AB12CD).b", "a (conflict 2026-11-21 AB12CD 5e5e5e5e).b"]);
+        assert!(conflict_path(&path("a.b"), &loser, two).as_str().ends_with(" 5e5e5e5e5e5e5e5e).b"));
+        let digits = "5e".repeat(32);
+        let tried = std::cell::Cell::new(0);
+        let last = conflict_path(&path("a.b"), &loser, |_| tried.replace(tried.get() + 1) < 5);
+        assert!(last.as_str().ends_with(&format!(" {digits} 3).b")), "{last}");
+    }
+
+    #[test]
+    fn a_copy_is_no_longer_than_a_path_may_be() {
+        let long = "ä".repeat(125) + ".text";
+        let copy = copy_of(&long);
+        assert!(copy.len() <= MAX_COMPONENT && copy.ends_with("ä (conflict 2026-11-21 AB12CD).text"), "{copy}");
+        assert!(copy_of(&("x.".to_owned() + &"y".repeat(200))).ends_with("yy (conflict 2026-11-21 AB12CD)"));
+        let deep = format!("{}/{}/a.txt", vec!["d".repeat(255); 15].join("/"), "e".repeat(249));
+        let copy = copy_of(&deep);
+        assert!(copy.len() <= MAX_PATH && copy.ends_with("dd/a (conflict 2026-11-21 AB12CD).txt"), "{copy}");
+    }
+
+    #[test]
+    fn both_records_say_what_was_decided() {
+        let loser = loser(file(), 7);
+        let vector = loser.vector.clone();
+        let take = Disk { node: Node::Symlink("x".to_owned()), mode: 0, mtime: 9, vector: vector.clone() };
+        let [copy, winner] = settle(path("a"), &take, path("b"), Vector::default(), &loser);
+        assert_eq!((copy.path, copy.node, copy.mode, copy.mtime), (path("b"), file(), 0o600, 7));
+        assert!(copy.basis.is_empty());
+        assert_eq!((winner.path, winner.node, winner.mtime, winner.basis), (path("a"), take.node, 9, vector));
+    }
+}

@@ -164,3 +164,134 @@ fn id(path: &TreePath) -> u64 {
     let (id, _) = hash.as_bytes().split_first_chunk::<8>().expect("BUG: a hash is shorter than eight bytes");
     u64::from_le_bytes(*id)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::folder::{Action, Change, Disk, plan};
+    use sync_types::folder::{Chunks, FileContent, Node, Vector};
+
+    const MINUTE: u64 = 60_000;
+
+    fn path(n: u64) -> TreePath {
+        TreePath::new(format!("f{n}")).expect("a path")
+    }
+
+    fn guard() -> Guard {
+        Guard::new(Settings::default())
+    }
+
+    fn deleted(deleted: u64) -> Counts {
+        Counts { deleted, rewritten: 0 }
+    }
+
+    fn holds(verdict: Verdict) -> bool {
+        verdict != Verdict::Go
+    }
+
+    #[test]
+    fn more_than_half_and_at_least_twenty() {
+        for (files, pending, held) in [
+            (19, deleted(19), false),
+            (20, deleted(20), true),
+            (40, deleted(20), false),
+            (40, deleted(21), true),
+            (40, Counts { deleted: 10, rewritten: 11 }, true),
+            (1_000_000, deleted(500_000), false),
+            (1_000_000, deleted(500_001), true),
+            (0, Counts::default(), false),
+            (u64::MAX, deleted(u64::MAX), true),
+        ] {
+            assert_eq!(holds(guard().check(0, files, pending)), held, "{files} {pending:?}");
+        }
+        let hold = Verdict::Hold { deleted: 10, rewritten: 11, of: 40 };
+        assert_eq!(guard().check(0, 40, Counts { deleted: 10, rewritten: 11 }), hold);
+    }
+
+    #[test]
+    fn small_batches_add_up() {
+        let mut guard = guard();
+        for n in 0..29 {
+            assert_eq!(guard.check(n * 1000, 59 - n, deleted(1)), Verdict::Go);
+            guard.applied(n * 1000, &path(n), Displaced::Deleted);
+        }
+        assert_eq!(guard.check(30_000, 30, deleted(1)), Verdict::Hold { deleted: 30, rewritten: 0, of: 59 });
+        assert_eq!(guard.check(30_000 + 11 * MINUTE, 29, deleted(1)), Verdict::Go);
+    }
+
+    #[test]
+    fn a_file_saved_again_and_again_is_one() {
+        let mut guard = guard();
+        for n in 0..500 {
+            guard.applied(n * 1000, &path(n % 3), Displaced::Rewritten);
+            assert_eq!(guard.check(n * 1000, 30, Counts { deleted: 0, rewritten: 1 }), Verdict::Go);
+        }
+    }
+
+    #[test]
+    fn what_was_confirmed_is_not_asked_again() {
+        let mut guard = guard();
+        assert!(holds(guard.check(0, 100, deleted(80))));
+        guard.confirm(0, deleted(80));
+        for n in 0..80 {
+            assert_eq!(guard.check(n, 100 - n, deleted(80 - n)), Verdict::Go);
+            guard.applied(n, &path(n), Displaced::Deleted);
+        }
+        assert!(holds(guard.check(80, 20, deleted(20))), "what comes on top is asked again");
+        assert_eq!(guard.check(20 * MINUTE, 20, deleted(0)), Verdict::Go);
+        assert!(holds(guard.check(20 * MINUTE, 20, deleted(20))), "and so is what comes when all is done");
+    }
+
+    #[test]
+    fn moves_and_new_files_are_not_counted() {
+        let file = |n: u8| Disk {
+            node: Node::File(FileContent { size: 9, hash: [n; 32], chunks: Chunks::Whole }),
+            mode: 0o644,
+            mtime: 0,
+            vector: Vector::default(),
+        };
+        let change = |at, disk, action| Change { path: path(at), disk, action };
+        let plan = plan(
+            vec![
+                change(1, Some(file(1)), Action::Remove),
+                change(2, None, Action::Take(file(1))),
+                change(3, None, Action::Take(file(3))),
+                change(4, Some(file(4)), Action::Take(file(5))),
+                change(6, Some(file(6)), Action::Remove),
+            ],
+            |_| vec![],
+        );
+        assert_eq!(Counts::of(&plan), Counts { deleted: 1, rewritten: 1 });
+    }
+
+    #[test]
+    fn memory_is_bounded_and_nothing_is_forgotten_early() {
+        let mut guard = guard();
+        let count = MAX_RECENT as u64 + 5000;
+        (0..count).for_each(|n| guard.applied(n / 1000, &path(n), Displaced::Deleted));
+        assert_eq!(guard.recent.len(), MAX_RECENT);
+        assert_eq!(guard.check(MINUTE, 0, deleted(0)), Verdict::Hold { deleted: count, rewritten: 0, of: count });
+        guard.applied(MINUTE * 12, &path(0), Displaced::Deleted);
+        assert_eq!((guard.recent.len(), guard.more.len()), (1, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn a_mass_change_is_one_however_it_is_cut(
+            files in 1u64..300, goes in 0u64..300, cuts in proptest::collection::vec(1u64..60, 0..20),
+        ) {
+            let goes = goes.min(files);
+            let at_once = holds(guard().check(0, files, deleted(goes)));
+            let (mut guard, mut gone, mut held) = (guard(), 0, false);
+            for cut in cuts.into_iter().chain([goes]) {
+                let batch = cut.min(goes - gone);
+                held |= holds(guard.check(gone, files - gone, deleted(batch)));
+                (gone..gone + batch).for_each(|n| guard.applied(gone, &path(n), Displaced::Deleted));
+                gone += batch;
+            }
+            prop_assert_eq!(held, at_once);
+        }
+    }
+}

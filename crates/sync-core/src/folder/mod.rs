@@ -20,3 +20,6 @@ pub use reconcile::{
     Action, Change, Direction, Disk, Displaced, Held, Operation, Over, Plan, Seen, basis, decide, plan, revert,
 };
 pub use version::{Version, Versions};
+
+#[cfg(test)]
+mod tests;

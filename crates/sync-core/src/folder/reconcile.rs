@@ -8,8 +8,8 @@ use super::version::{Version, Versions, bounded};
 
 /// Bits without which nothing can be made in a directory.
 const ENTER_AND_WRITE: u32 = 0o700;
-/// Bits of a directory that nobody said anything about.
-const PLAIN_DIRECTORY: u32 = 0o755;
+/// Bits of a directory that is only there for what is below it: the same on all devices, and nobody gains access.
+const UNSAID_MODE: u32 = 0o700;
 
 /// What lies at a path, or is to lie there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,7 +113,9 @@ pub fn decide(seen: &Seen<'_>) -> Action {
     }
     let lies_here = |version: &&Version| version.node.is_same(&disk.node);
     let loser = seen.versions.maximal().iter().find(lies_here);
-    if loser.is_none() && (disk.vector.is_empty() || !seen.versions.covers(&disk.vector)) {
+    // A directory that goes is empty: there is nothing to lose, and one made for what came below it was never told.
+    let untold = disk.node != Node::Directory && (disk.vector.is_empty() || !seen.versions.covers(&disk.vector));
+    if loser.is_none() && untold {
         let receives = seen.direction == Direction::ReceiveOnly;
         return Action::Held(if receives { Held::ReceiveOnly } else { Held::Untold });
     }
@@ -175,7 +177,7 @@ fn wanted(seen: &Seen<'_>) -> Option<Disk> {
     // Nobody has edited a directory that is only there for what is below it, so it has seen nothing that it hides.
     seen.live_below.then(|| Disk {
         node: Node::Directory,
-        mode: seen.disk.filter(|disk| disk.node == Node::Directory).map_or(PLAIN_DIRECTORY, |disk| disk.mode),
+        mode: UNSAID_MODE,
         mtime: winner.map_or(0, |winner| winner.mtime),
         vector: seen.versions.bygone(),
     })
@@ -308,11 +310,14 @@ pub enum Displaced {
 /// Operations in an order in which they can be carried out, and what stays.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Directories from the root down, copies, moves, files and links, modes, what only the index learns, removals of
-    /// files, then of directories from the leaves up, files that replace a directory, and modes of directories that
-    /// let nothing be made in them.
+    /// Directories from the root down, modes of directories, copies, moves, files, links, modes of files, what only the
+    /// index learns, removals of files, then of directories from the leaves up, files that replace a directory, and
+    /// modes of directories that let nothing be made in them.
+    ///
+    /// A conflict copy that is made on the way may lie where something else is to be put; what is there is looked at
+    /// before each operation, and where it is not what the plan was made from, the path is decided anew.
     pub operations: Vec<Operation>,
-    /// Directories that stay because something is in them that stays.
+    /// Directories that stay because something is in them that stays; to be decided again when that changes.
     pub kept: Vec<TreePath>,
     /// Paths where something waits for somebody.
     pub held: Vec<(TreePath, Held)>,
@@ -400,20 +405,27 @@ impl Stages {
             filled.extend(path.parent());
         }
         let mut gone: BTreeSet<TreePath> = self.removed.keys().cloned().collect();
-        let mut last_meta = Vec::new();
+        let mut last_meta = BTreeMap::new();
         for (path, (disk, over)) in std::mem::take(&mut self.directories) {
             let open = Disk { mode: disk.mode | ENTER_AND_WRITE, ..disk.clone() };
             if open.mode != disk.mode {
-                last_meta.push(Operation::SetMeta { path: path.clone(), disk });
+                last_meta.insert(path.clone(), disk);
             }
             self.plan.operations.push(Operation::MakeDirectory { path, disk: open, over });
         }
-        self.write();
+        let mut later_meta = Vec::new();
         for (path, disk) in std::mem::take(&mut self.meta) {
-            let closes = disk.node == Node::Directory && disk.mode & ENTER_AND_WRITE != ENTER_AND_WRITE;
-            let operation = Operation::SetMeta { path, disk };
-            if closes { last_meta.push(operation) } else { self.plan.operations.push(operation) }
+            let (is_directory, opens) = (disk.node == Node::Directory, disk.mode & ENTER_AND_WRITE == ENTER_AND_WRITE);
+            match (is_directory, opens) {
+                (true, true) => self.plan.operations.push(Operation::SetMeta { path, disk }),
+                (true, false) => {
+                    last_meta.insert(path, disk);
+                }
+                (false, _) => later_meta.push(Operation::SetMeta { path, disk }),
+            }
         }
+        self.write();
+        self.plan.operations.append(&mut later_meta);
         let operations = &mut self.plan.operations;
         operations.extend(self.adopted.into_iter().map(|(path, disk)| Operation::Adopt { path, disk }));
         operations.extend(self.removed.into_keys().map(|path| Operation::Remove { path }));
@@ -428,7 +440,7 @@ impl Stages {
         }
         let written = self.over_directories.into_iter();
         operations.extend(written.map(|(path, disk)| Operation::Write { path, disk, over: Over::Nothing }));
-        operations.extend(last_meta.into_iter().rev());
+        operations.extend(last_meta.into_iter().rev().map(|(path, disk)| Operation::SetMeta { path, disk }));
         self.plan
     }
 
@@ -472,5 +484,265 @@ fn content(node: &Node) -> Option<([u8; 32], u64)> {
     match node {
         Node::File(file) if file.size > 0 => Some((file.hash, file.size)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use sync_types::AuthorId;
+    use sync_types::folder::{Chunks, Dot, FileContent, Record};
+
+    use super::*;
+
+    fn dot(n: u8, count: u64) -> Dot {
+        Dot { author: AuthorId([n; 32]), count }
+    }
+
+    fn path(text: &str) -> TreePath {
+        TreePath::new(text).expect("a path")
+    }
+
+    fn file(n: u8) -> Node {
+        Node::File(FileContent { size: u64::from(n), hash: [n; 32], chunks: Chunks::Whole })
+    }
+
+    fn version(at: Dot, basis: &[Dot], node: Node) -> Version {
+        let basis = basis.iter().copied().collect();
+        Version::new(&Record { path: path("a"), node, mode: 0o644, mtime: 1, basis }, at)
+    }
+
+    fn row(versions: &[&Version]) -> Versions {
+        let mut row = Versions::default();
+        versions.iter().for_each(|version| assert!(row.insert((*version).clone())));
+        row
+    }
+
+    fn disk(node: Node, seen: &[Dot]) -> Disk {
+        Disk { node, mode: 0o644, mtime: 1, vector: seen.iter().copied().collect() }
+    }
+
+    fn action(versions: &Versions, disk: Option<&Disk>) -> Action {
+        decide(&Seen { versions, disk, live_below: false, direction: Direction::Both })
+    }
+
+    fn above(versions: &Versions, disk: Option<&Disk>) -> Action {
+        decide(&Seen { versions, disk, live_below: true, direction: Direction::Both })
+    }
+
+    #[test]
+    fn what_is_superseded_gives_way() {
+        let first = version(dot(1, 1), &[], file(1));
+        let edit = version(dot(2, 1), &[dot(1, 1)], file(2));
+        let gone = version(dot(1, 2), &[dot(2, 1)], Node::Deleted);
+        let lies = disk(file(1), &[dot(1, 1)]);
+        assert_eq!(action(&row(&[]), Some(&lies)), Action::Nothing);
+        assert_eq!(action(&row(&[&first]), Some(&lies)), Action::Nothing);
+        assert_eq!(action(&row(&[&first]), None), Action::Take(lies.clone()));
+        assert_eq!(action(&row(&[&first, &edit]), Some(&lies)), Action::Take(disk(file(2), &[dot(1, 1), dot(2, 1)])));
+        assert_eq!(action(&row(&[&first, &edit, &gone]), Some(&lies)), Action::Remove);
+        assert_eq!(action(&row(&[&first, &edit, &gone]), None), Action::Nothing);
+    }
+
+    #[test]
+    fn equal_content_is_adopted_and_only_its_mode_is_set() {
+        let (one, other) = (version(dot(1, 1), &[], file(1)), version(dot(2, 1), &[], file(1)));
+        let both = [dot(1, 1), dot(2, 1)];
+        let untold = Disk { mtime: 77, ..disk(file(1), &[]) };
+        let adopted = Action::Adopt(Disk { mtime: 77, ..disk(file(1), &both) });
+        assert_eq!(action(&row(&[&one, &other]), Some(&untold)), adopted, "joining moves nothing");
+        assert_eq!(action(&row(&[&one, &other]), Some(&disk(file(1), &both))), Action::Nothing);
+        let closed = Disk { mode: 0o600, ..disk(file(1), &both) };
+        assert_eq!(action(&row(&[&one, &other]), Some(&closed)), Action::SetMeta(disk(file(1), &both)));
+        let link = version(dot(1, 1), &[], Node::Symlink("x".to_owned()));
+        let lies = Disk { mode: 0, ..disk(link.node.clone(), &[dot(1, 1)]) };
+        assert_eq!(action(&row(&[&link]), Some(&lies)), Action::Nothing, "a link has no mode");
+    }
+
+    #[test]
+    fn what_lost_and_lies_here_is_renamed_and_only_that_is_settled() {
+        let (lost, won) = (version(dot(1, 1), &[], file(1)), version(dot(3, 1), &[], file(3)));
+        let elsewhere = version(dot(2, 1), &[], file(2));
+        let versions = row(&[&lost, &elsewhere, &won]);
+        let take = disk(file(3), &[dot(1, 1), dot(3, 1)]);
+        let lies = disk(file(1), &[dot(1, 1)]);
+        assert_eq!(action(&versions, Some(&lies)), Action::Conflict { loser: lost.clone(), take: take.clone() });
+        assert_eq!(action(&versions, None), Action::Take(disk(file(3), &[dot(3, 1)])));
+        let mut settled = versions.clone();
+        let record = Record { path: path("a"), node: file(3), mode: 0o644, mtime: 1, basis: take.vector };
+        settled.insert(Version::new(&record, dot(1, 2)));
+        assert_eq!(settled.losers().collect::<Vec<_>>(), [&elsewhere], "whoever has it publishes it");
+    }
+
+    #[test]
+    fn a_change_that_was_not_told_is_told_first() {
+        let first = version(dot(1, 1), &[], file(1));
+        assert_eq!(action(&row(&[&first]), Some(&disk(file(9), &[]))), Action::Held(Held::Untold));
+        assert_eq!(action(&row(&[&first]), Some(&disk(file(9), &[dot(5, 5)]))), Action::Held(Held::Untold));
+        let gone = version(dot(1, 1), &[], Node::Deleted);
+        assert_eq!(action(&row(&[&gone]), Some(&disk(file(9), &[]))), Action::Held(Held::Untold));
+    }
+
+    #[test]
+    fn a_path_with_something_below_is_a_directory() {
+        let (lost, gone) = (version(dot(1, 1), &[], file(1)), version(dot(1, 1), &[], Node::Deleted));
+        let plain = |seen: &[Dot]| Disk { mode: 0o700, ..disk(Node::Directory, seen) };
+        let lies = disk(file(1), &[dot(1, 1)]);
+        let take = Disk { vector: [dot(1, 1)].into_iter().collect(), ..plain(&[]) };
+        assert_eq!(above(&row(&[&lost]), Some(&lies)), Action::Conflict { loser: lost.clone(), take: take.clone() });
+        assert_eq!(above(&row(&[&gone]), None), Action::Take(take.clone()));
+        assert_eq!(above(&row(&[&gone]), Some(&take)), Action::Nothing);
+        assert_eq!(action(&row(&[&gone]), Some(&take)), Action::Remove, "until nothing is below");
+        assert_eq!(above(&row(&[]), None), Action::Take(Disk { mtime: 0, ..plain(&[]) }));
+        let Action::Take(hides) = above(&row(&[&lost]), None) else { panic!("a directory") };
+        assert!(!hides.vector.contains(dot(1, 1)), "who edits the directory has not seen the file");
+    }
+
+    #[test]
+    fn one_way_folders() {
+        let (lost, won) = (version(dot(1, 1), &[], file(1)), version(dot(3, 1), &[], file(3)));
+        let versions = row(&[&lost, &won]);
+        let go = |direction, disk| decide(&Seen { versions: &versions, disk, live_below: false, direction });
+        let (lies, mine) = (disk(file(1), &[dot(1, 1)]), disk(file(7), &[]));
+        let take = disk(file(3), &[dot(3, 1)]);
+        assert_eq!(go(Direction::SendOnly, None), Action::Held(Held::SendOnly));
+        assert_eq!(go(Direction::SendOnly, Some(&lies)), Action::Held(Held::SendOnly));
+        assert_eq!(go(Direction::ReceiveOnly, None), Action::Take(take.clone()));
+        assert_eq!(go(Direction::ReceiveOnly, Some(&lies)), Action::Take(take.clone()), "nothing is told from here");
+        assert_eq!(go(Direction::ReceiveOnly, Some(&mine)), Action::Held(Held::ReceiveOnly));
+        let (live_below, direction) = (false, Direction::ReceiveOnly);
+        let revert = |versions: &Versions, disk| revert(&Seen { versions, disk, live_below, direction });
+        assert_eq!(revert(&versions, Some(&mine)), Action::Take(take));
+        assert_eq!(revert(&row(&[]), Some(&mine)), Action::Remove);
+        assert_eq!(revert(&row(&[]), None), Action::Nothing);
+    }
+
+    #[test]
+    fn a_change_follows_what_lay_there() {
+        let (won, gone) = (version(dot(3, 1), &[dot(4, 4)], file(3)), version(dot(2, 2), &[], Node::Deleted));
+        let lies = disk(file(3), &[dot(3, 1)]);
+        assert_eq!(basis(&row(&[&won]), Some(&lies)), lies.vector);
+        let waiting = basis(&row(&[&won, &gone]), None);
+        assert!(!waiting.contains(dot(3, 1)), "what has not been taken yet was not seen");
+        assert!(waiting.contains(dot(4, 4)) && waiting.contains(dot(2, 2)));
+        assert!(basis(&row(&[&gone]), None).contains(dot(2, 2)));
+    }
+
+    fn change(at: &str, disk: Option<Disk>, action: Action) -> Change {
+        Change { path: path(at), disk, action }
+    }
+
+    fn shown(plan: &Plan) -> String {
+        let mut text = String::new();
+        for operation in &plan.operations {
+            let over = match operation {
+                Operation::MakeDirectory { over, .. }
+                | Operation::Write { over, .. }
+                | Operation::Copy { over, .. } => match over {
+                    Over::Nothing => "",
+                    Over::Keep => " over kept",
+                    Over::Conflict(_) => " over conflict",
+                },
+                _ => "",
+            };
+            let (what, disk) = match operation {
+                Operation::MakeDirectory { disk, .. } => ("mkdir".to_owned(), Some(disk)),
+                Operation::Copy { from, .. } => (format!("copy {from}"), None),
+                Operation::Move { from, .. } => (format!("move {from}"), None),
+                Operation::Write { disk, .. } if matches!(disk.node, Node::Symlink(_)) => ("link".to_owned(), None),
+                Operation::Write { .. } => ("write".to_owned(), None),
+                Operation::SetMeta { disk, .. } => ("chmod".to_owned(), Some(disk)),
+                Operation::Adopt { .. } => ("adopt".to_owned(), None),
+                Operation::Remove { .. } => ("rm".to_owned(), None),
+                Operation::RemoveDirectory { .. } => ("rmdir".to_owned(), None),
+            };
+            let mode = disk.map(|disk| format!(" {:o}", disk.mode)).unwrap_or_default();
+            writeln!(text, "{what} {}{mode}{over}", operation.path()).expect("memory");
+        }
+        text
+    }
+
+    fn directory(mode: u32) -> Disk {
+        Disk { mode, ..disk(Node::Directory, &[]) }
+    }
+
+    #[test]
+    fn a_plan_can_be_carried_out_from_top_to_bottom() {
+        let link = disk(Node::Symlink("x".to_owned()), &[]);
+        let lost = version(dot(1, 1), &[], file(8));
+        let changes = vec![
+            change("old/deep", Some(directory(0o755)), Action::Remove),
+            change("old/deep/gone", Some(disk(file(5), &[])), Action::Remove),
+            change("old", Some(directory(0o755)), Action::Remove),
+            change("new/in/fresh", None, Action::Take(disk(file(2), &[]))),
+            change("new/in", None, Action::Take(directory(0o500))),
+            change("new", Some(disk(file(1), &[])), Action::Take(directory(0o755))),
+            change("link", None, Action::Take(link)),
+            change("mode", Some(disk(file(3), &[])), Action::SetMeta(disk(file(3), &[]))),
+            change("opened", Some(directory(0o500)), Action::SetMeta(directory(0o700))),
+            change("closed", Some(directory(0o700)), Action::SetMeta(directory(0o500))),
+            change("same", Some(disk(file(4), &[])), Action::Adopt(disk(file(4), &[]))),
+            change("quiet", Some(disk(file(4), &[])), Action::Nothing),
+            change("lost", Some(disk(file(8), &[])), Action::Conflict { loser: lost, take: disk(file(9), &[]) }),
+            change("mine", Some(disk(file(4), &[])), Action::Held(Held::Untold)),
+            change("file", Some(directory(0o755)), Action::Take(disk(file(6), &[]))),
+            change("file/gone", Some(disk(file(7), &[])), Action::Remove),
+        ];
+        let entries = |directory: &TreePath| match directory.as_str() {
+            "old" => vec![path("old/deep")],
+            "old/deep" => vec![path("old/deep/gone")],
+            "file" => vec![path("file/gone")],
+            other => panic!("{other} stays"),
+        };
+        let expected = "mkdir new 755 over kept\nmkdir new/in 700\nchmod opened 700\nwrite lost over conflict\n\
+            write new/in/fresh\nlink link\nchmod mode 644\nadopt same\nrm file/gone\nrm old/deep/gone\n\
+            rmdir old/deep\nrmdir old\nrmdir file\nwrite file\nchmod new/in 500\nchmod closed 500\n";
+        let forth = plan(changes.clone(), entries);
+        assert_eq!(shown(&forth), expected);
+        assert_eq!(forth.held, [(path("mine"), Held::Untold)]);
+        assert_eq!(plan(changes.into_iter().rev().collect(), entries), forth, "whatever the order of the changes");
+    }
+
+    #[test]
+    fn what_goes_is_moved_to_where_it_is_wanted() {
+        let same = |seen: &[Dot]| disk(file(1), seen);
+        let changes = vec![
+            change("a/one", Some(same(&[])), Action::Remove),
+            change("a/two", Some(same(&[])), Action::Remove),
+            change("b/new", None, Action::Take(same(&[]))),
+            change("b/one", None, Action::Take(same(&[]))),
+            change("b/over", Some(disk(file(2), &[])), Action::Take(same(&[]))),
+            change("b/third", None, Action::Take(same(&[]))),
+            change("b/other", None, Action::Take(disk(file(3), &[]))),
+            change("empty", Some(disk(file(0), &[])), Action::Remove),
+            change("b/empty", None, Action::Take(disk(file(0), &[]))),
+        ];
+        let expected = "copy a/two b/over over kept\ncopy a/two b/third\nmove a/one b/new\nmove a/two b/one\n\
+            write b/empty\nwrite b/other\nrm empty\n";
+        assert_eq!(shown(&plan(changes, |_| vec![])), expected);
+        let renamed = vec![
+            change("a/one", Some(same(&[])), Action::Remove),
+            change("a/two", Some(same(&[])), Action::Remove),
+            change("b/one", None, Action::Take(same(&[]))),
+            change("b/two", None, Action::Take(same(&[]))),
+        ];
+        assert_eq!(shown(&plan(renamed, |_| vec![])), "move a/one b/one\nmove a/two b/two\n");
+    }
+
+    #[test]
+    fn a_directory_with_something_in_it_stays() {
+        let changes = vec![
+            change("d", Some(directory(0o755)), Action::Remove),
+            change("d/e", Some(directory(0o755)), Action::Take(disk(file(2), &[]))),
+            change("d/gone", Some(disk(file(7), &[])), Action::Remove),
+        ];
+        let entries = |directory: &TreePath| match directory.as_str() {
+            "d" => vec![path("d/e"), path("d/gone")],
+            _ => vec![path("d/e/ignored")],
+        };
+        let plan = plan(changes, entries);
+        assert_eq!(shown(&plan), "rm d/gone\n");
+        assert_eq!(plan.kept, [path("d/e"), path("d")]);
     }
 }

@@ -75,7 +75,8 @@ impl TreePath {
             match component {
                 "" => return Err(PathError::Empty),
                 "." | ".." => return Err(PathError::Escape),
-                OWN_DIR if depth == 0 => return Err(PathError::Own),
+                // in any case: some file systems do not tell them apart
+                own if depth == 0 && own.eq_ignore_ascii_case(OWN_DIR) => return Err(PathError::Own),
                 long if long.len() > MAX_COMPONENT || depth >= MAX_PATH_DEPTH => return Err(PathError::TooLong),
                 odd if odd.contains('\0') => return Err(PathError::Character),
                 _ => {}
@@ -640,7 +641,7 @@ mod tests {
 
     #[test]
     fn a_path_cannot_leave_the_folder() {
-        for bad in ["", "/etc/passwd", "a//b", "a/", "..", "a/../b", "./a", "a/.", "a\0b", ".syncshell", ".syncshell/x"]
+        for bad in ["", "/etc/passwd", "a//b", "a/", "..", "a/../b", "./a", "a/.", "a\0b", ".syncshell", ".syncshell/x", ".SyncShell/x"]
         {
             assert!(TreePath::new(bad).is_err(), "{bad:?}");
         }

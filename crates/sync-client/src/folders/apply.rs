@@ -1,6 +1,6 @@
 //! Makes the folder what the group says: decides, plans, and carries out, a page of paths at a time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -133,6 +133,25 @@ pub(crate) async fn run_large(folder: Arc<Folder>, mut jobs: mpsc::Receiver<Job>
     }
 }
 
+/// Names of files that were being received and are still wanted.
+async fn resumed(folder: &Arc<Folder>) -> Result<BTreeSet<String>, StoreError> {
+    let mut names = BTreeSet::new();
+    let mut after: Option<Vec<u8>> = None;
+    loop {
+        let (fid, from) = (folder.fid, after.clone());
+        let page = folder.store().read(move |reader| reader.pending_after(fid, from.as_deref(), PAGE)).await?;
+        let Some(last) = page.last() else { return Ok(names) };
+        after = Some(last.key.clone());
+        for row in &page {
+            let versions = rows::versions(Some(row))?;
+            let (Some(winner), Some(path)) = (versions.winner(), TreePath::from_key(&row.key)) else { continue };
+            if let Node::File(file) = &winner.node {
+                names.extend(assemble::resumed_as(&path, file));
+            }
+        }
+    }
+}
+
 /// What changes the folder's tree; none while the folder is not there.
 async fn applier(folder: &Arc<Folder>) -> Option<Arc<Applier>> {
     let root = folder.root()?;
@@ -143,9 +162,15 @@ async fn applier(folder: &Arc<Folder>) -> Option<Arc<Applier>> {
             _ => known.insert(Arc::new(Applier::new(root))).clone(),
         }
     };
+    let keep = match resumed(folder).await {
+        Ok(keep) => keep,
+        Err(error) => {
+            tracing::debug!(%error, "what was being received before stays");
+            return Some(applier);
+        }
+    };
     let clearing = applier.clone();
-    // what was being received when the program ended is not taken up again yet
-    let cleared = tokio::task::spawn_blocking(move || clearing.clear_stale(&Default::default()));
+    let cleared = tokio::task::spawn_blocking(move || clearing.clear_stale(&keep));
     if let Ok(Err(error)) = cleared.await {
         tracing::debug!(%error, "what was being received before stays");
     }

@@ -36,6 +36,8 @@ const PLACES: usize = 3;
 const BATCH: usize = 512;
 /// Bytes of files that take their place with one sync.
 const BATCH_BYTES: u64 = 64 << 20;
+/// Bytes from which a file that was being received is taken up again after an interruption.
+const RESUMED: u64 = 4 << 20;
 /// How long a file that is whole waits for others to be synced with.
 const GATHER: Duration = Duration::from_millis(2);
 
@@ -47,6 +49,14 @@ pub(crate) struct Job {
 }
 
 impl Job {
+    /// The name under which it is received, by which it is taken up again; none for what is received in a moment.
+    pub(crate) fn resumed_as(&self) -> Option<String> {
+        match &self.take.node {
+            Node::File(file) => resumed_as(&self.path, file),
+            _ => None,
+        }
+    }
+
     /// Bytes of the file.
     pub(crate) fn size(&self) -> u64 {
         match &self.take.node {
@@ -54,6 +64,13 @@ impl Job {
             _ => 0,
         }
     }
+}
+
+/// The name under which a file is received at a path, if it is one that is taken up again.
+pub(crate) fn resumed_as(path: &TreePath, file: &FileContent) -> Option<String> {
+    let mut hasher = blake3::Hasher::new_derive_key("syncshell v1 incoming");
+    hasher.update(&file.hash).update(path.as_str().as_bytes());
+    (file.size >= RESUMED).then(|| hasher.finalize().to_hex()[..32].to_owned())
 }
 
 /// What the writing half is told.
@@ -209,7 +226,10 @@ impl Asker<'_> {
                 }
             };
             let chunks = rows::chunk_rows(content, list.as_deref());
-            let pieces: Vec<_> = chunks.iter().filter(|(_, offset, _)| *offset < LIST_OFFSET).copied().collect();
+            let mut pieces: Vec<_> = chunks.iter().filter(|(_, offset, _)| *offset < LIST_OFFSET).copied().collect();
+            if let Some(name) = job.resumed_as() {
+                pieces = self.lacking(name, job.size(), pieces).await;
+            }
             let begin = Message::Begin { job: at, pieces: pieces.len(), chunks, _file: file };
             if self.send.send(begin).await.is_err() {
                 return Ok(left + 1);
@@ -223,6 +243,27 @@ impl Asker<'_> {
         }
         self.ask(needed, &copied).await?;
         Ok(left)
+    }
+
+    /// The pieces that a file does not hold yet which was being received before.
+    async fn lacking(&self, name: String, size: u64, pieces: Vec<rows::ChunkRow>) -> Vec<rows::ChunkRow> {
+        let (applier, folder) = (self.applier.clone(), self.folder.clone());
+        let all = pieces.clone();
+        let looking = tokio::task::spawn_blocking(move || {
+            let Ok(incoming) = applier.reopen(&name) else { return pieces };
+            if incoming.size() != size {
+                return pieces;
+            }
+            let lacks = |(hash, offset, len): &rows::ChunkRow| {
+                let holds = incoming.holds(*offset, *len, hash).unwrap_or(false);
+                if holds {
+                    folder.counters.reused.fetch_add(*len, Ordering::Relaxed);
+                }
+                !holds
+            };
+            pieces.into_iter().filter(lacks).collect()
+        });
+        looking.await.unwrap_or(all)
     }
 
     /// Copies what is at hand, and has the rest fetched.
@@ -380,8 +421,8 @@ impl<'a> Writer<'a> {
         }
         self.flush()?;
         self.left += self.under_way.len();
-        for (_, receiving) in std::mem::take(&mut self.under_way) {
-            discard(receiving.incoming);
+        for (job, receiving) in std::mem::take(&mut self.under_way) {
+            self.discard(job, receiving.incoming);
         }
         Ok(self.left)
     }
@@ -397,7 +438,11 @@ impl<'a> Writer<'a> {
     fn begin(&mut self, job: usize, missing: usize, chunks: Vec<rows::ChunkRow>, file: OwnedSemaphorePermit) {
         let Node::File(FileContent { size, .. }) = &self.jobs[job].take.node else { return };
         let data = chunks.iter().filter(|(_, offset, _)| *offset < LIST_OFFSET).map(|(_, _, len)| len).sum();
-        match self.applier.room(data).and_then(|()| self.applier.receive(*size)) {
+        let receive = || match self.jobs[job].resumed_as() {
+            Some(name) => self.applier.receive_as(&name, *size),
+            None => self.applier.receive(*size),
+        };
+        match self.applier.room(data).and_then(|()| receive()) {
             Ok(incoming) => {
                 let hasher = Some((blake3::Hasher::new(), 0));
                 self.under_way.insert(job, Receiving { incoming, missing, chunks, hasher, file });
@@ -450,7 +495,17 @@ impl<'a> Writer<'a> {
             self.folder.set_path_problem(self.jobs[job].path.as_str(), Some(problem));
         }
         if let Some(receiving) = self.under_way.remove(&job) {
-            discard(receiving.incoming);
+            self.discard(job, receiving.incoming);
+        }
+    }
+
+    /// Removes what was received in part, unless it is taken up again.
+    fn discard(&self, job: usize, incoming: Incoming) {
+        if self.jobs[job].resumed_as().is_some() {
+            return;
+        }
+        if let Err(error) = incoming.discard() {
+            tracing::debug!(%error, "what was received in part stays until the next start");
         }
     }
 
@@ -499,12 +554,6 @@ impl<'a> Writer<'a> {
             tracing::warn!(%error, "directories could not be synced");
         }
         committed
-    }
-}
-
-fn discard(incoming: Incoming) {
-    if let Err(error) = incoming.discard() {
-        tracing::debug!(%error, "what was received in part stays until the next start");
     }
 }
 

@@ -271,6 +271,7 @@ mod tests {
         let mut guard = guard();
         let count = MAX_RECENT as u64 + 5000;
         (0..count).for_each(|n| guard.applied(n / 1000, &path(n), Displaced::Deleted));
+        (0..100).for_each(|n| guard.applied(count / 1000, &path(n), Displaced::Deleted));
         assert_eq!(guard.recent.len(), MAX_RECENT);
         assert_eq!(guard.check(MINUTE, 0, deleted(0)), Verdict::Hold { deleted: count, rewritten: 0, of: count });
         guard.applied(MINUTE * 12, &path(0), Displaced::Deleted);

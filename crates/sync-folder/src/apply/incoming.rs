@@ -62,7 +62,16 @@ impl Incoming {
 
     pub(super) fn reopen(root: &Arc<Root>, name: &str) -> Result<Self, ApplyError> {
         check_name(name)?;
-        let file = sys::open_entry(&own_dir(root, TMP_DIR)?, name, Kind::File, true)?;
+        let tmp = own_dir(root, TMP_DIR)?;
+        let file = match sys::open_entry(&tmp, name, Kind::File, true) {
+            Err(ApplyError::Denied) => {
+                // It was finished with bits that forbid writing, and the program ended before it had its place.
+                let sys::There::Entry(stat) = sys::look(&tmp, name)? else { return Err(ApplyError::Missing) };
+                sys::set_meta_closed(&tmp, name, &stat, 0o600, None)?;
+                sys::open_entry(&tmp, name, Kind::File, true)?
+            }
+            other => other?,
+        };
         let size = file.metadata()?.len();
         Ok(Self { root: root.clone(), name: name.to_owned(), file, size })
     }

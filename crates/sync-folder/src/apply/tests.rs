@@ -619,6 +619,21 @@ fn what_was_received_before_a_crash_is_taken_up_again() {
 }
 
 #[test]
+fn a_file_received_under_a_given_name_is_taken_up_again_even_when_it_was_finished() {
+    let folder = Folder::new();
+    let (applier, name) = (&folder.applier, "0123456789abcdef0123456789abcdef");
+    let incoming = applier.receive_as(name, 4).expect("a file");
+    incoming.write_at(0, b"half").expect("written");
+    incoming.finish(Check::Done, 0o444, MTIME).expect("whole");
+    assert!(applier.receive_as(name, 4).expect("there").holds(0, 4, &hash("half")).expect("read"));
+    let other = applier.receive_as(name, 5).expect("begun anew");
+    assert!(!other.holds(0, 4, &hash("half")).expect("read"));
+    for name in ["", "..", "f", "../folder/0123456789abcdef01234567"] {
+        assert!(matches!(applier.receive_as(name, 1), Err(ApplyError::Missing)), "{name}");
+    }
+}
+
+#[test]
 fn what_is_not_what_was_announced_is_refused() {
     let folder = Folder::new();
     let incoming = folder.applier.receive(4).expect("a file");

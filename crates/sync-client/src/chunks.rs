@@ -8,6 +8,7 @@ mod fetch;
 mod pace;
 mod schedule;
 mod serve;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};

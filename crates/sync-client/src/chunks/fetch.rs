@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sync_link::frame::{FrameError, FrameReceiver, FrameSender};
+use sync_link::frame::{Bytes, FrameError, FrameReceiver, FrameSender};
 use sync_link::iroh_link::Connection;
 use sync_types::bounds::{MAX_CHUNK_FRAME, MAX_CHUNKS_ASKED};
 use sync_types::folder::ChunkFrame;
@@ -16,6 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Want;
 use super::schedule::Schedule;
+use super::wire::Packed;
 use crate::group::Group;
 
 /// Wants that no source was given yet; more wait to be pushed.
@@ -24,8 +25,11 @@ const QUEUE: usize = 1024;
 const DELIVERED: usize = 1024;
 /// Bytes of chunks that wait to be taken, or that the taker still holds.
 const DELIVERED_BYTES: u32 = 16 << 20;
-/// A peer that sends nothing for this long though it was asked is asked for nothing for a while, and others are.
-const SILENCE: Duration = Duration::from_secs(20);
+/// How often it is looked whether a peer that was asked sends anything.
+const LOOK: Duration = Duration::from_secs(3);
+/// Looks in a row that find nothing, after which a peer is left alone for a while and others are asked: longer than a disk
+/// takes to start.
+const LOOKS: usize = 5;
 /// How long a peer is left alone whose stream has ended.
 const REST: Duration = Duration::from_secs(10);
 /// How long wants wait while nobody is connected: a lost connection is back sooner.
@@ -46,6 +50,7 @@ pub struct Fetched {
 #[derive(Debug, Clone)]
 pub struct FetchQueue {
     shared: Arc<Shared>,
+    out: mpsc::WeakSender<Fetched>,
     _open: Arc<DropGuard>,
 }
 
@@ -55,6 +60,9 @@ impl FetchQueue {
     /// False if nobody takes what is fetched any more. Cancel safe: dropped before it is ready, nothing was added.
     pub async fn push(&self, want: Want) -> bool {
         let Ok(place) = self.shared.places.acquire().await else { return false };
+        if self.out.upgrade().is_none_or(|out| out.is_closed()) {
+            return false;
+        }
         place.forget();
         self.shared.change(|schedule| schedule.push(want));
         true
@@ -99,8 +107,9 @@ pub(super) fn start(group: Arc<Group>) -> (FetchQueue, mpsc::Receiver<Fetched>) 
         attention: Notify::new(),
     });
     let open = CancellationToken::new();
-    tokio::spawn(run(shared.clone(), out, open.clone()));
-    (FetchQueue { shared, _open: Arc::new(open.drop_guard()) }, fetched)
+    let queue = FetchQueue { shared: shared.clone(), out: out.downgrade(), _open: Arc::new(open.clone().drop_guard()) };
+    tokio::spawn(run(shared, out, open));
+    (queue, fetched)
 }
 
 /// Keeps a task for each source, and tells of wants that nobody has.
@@ -258,7 +267,7 @@ impl Source {
                 return Ended::Lied("an answer to nothing".to_owned());
             };
             let len = frame.len();
-            let bytes = match open(&frame, &want) {
+            let bytes = match open(frame, &want) {
                 Answer::Chunk(bytes) => Some(bytes),
                 Answer::Unlike => None,
                 Answer::Missing => {
@@ -267,7 +276,6 @@ impl Source {
                 }
                 Answer::Lie(reason) => return Ended::Lied(reason),
             };
-            drop(frame);
             if !self.deliver(&want, bytes).await {
                 return Ended::Gone;
             }
@@ -278,18 +286,20 @@ impl Source {
     }
 
     /// The next frame, unless the peer was to send one and sends nothing.
-    async fn next_frame(&self, receiver: &mut FrameReceiver) -> Result<sync_link::frame::Bytes, Ended> {
+    async fn next_frame(&self, receiver: &mut FrameReceiver) -> Result<Bytes, Ended> {
+        let mut silent = 0;
         loop {
             let (awaited, before) = (self.shared.schedule().awaited(self.session), receiver.progress());
-            match tokio::time::timeout(SILENCE, receiver.recv()).await {
+            match tokio::time::timeout(LOOK, receiver.recv()).await {
                 Ok(Ok(Some(frame))) => return Ok(frame),
                 Ok(Err(error @ FrameError::TooLong { .. })) => return Err(Ended::Lied(error.to_string())),
                 Ok(Err(error)) => return Err(Ended::Paused(error.to_string())),
                 Ok(Ok(None)) => return Err(Ended::Paused("peer answers no more".to_owned())),
-                Err(_) if awaited.is_some() && receiver.progress() == before => {
-                    return Err(Ended::Paused("peer does not answer".to_owned()));
-                }
-                Err(_) => {}
+                Err(_) if awaited.is_some() && receiver.progress() == before => silent += 1,
+                Err(_) => silent = 0,
+            }
+            if silent >= LOOKS {
+                return Err(Ended::Paused("peer does not answer".to_owned()));
             }
         }
     }
@@ -303,16 +313,22 @@ impl Source {
 }
 
 /// Opens an answer and compares it with what was asked for.
-fn open(frame: &[u8], want: &Want) -> Answer {
-    let (codec, len, bytes) = match ChunkFrame::decode(frame) {
-        Ok(ChunkFrame::Missing) => return Answer::Missing,
-        Ok(ChunkFrame::Chunk { codec, len, bytes }) => (codec, len as usize, bytes),
-        Ok(_) => return Answer::Lie("a question for an answer".to_owned()),
-        Err(error) => return Answer::Lie(error.to_string()),
+fn open(frame: Bytes, want: &Want) -> Answer {
+    let packed = match Packed::in_frame(&frame) {
+        Some(packed) => packed,
+        None => match ChunkFrame::decode(&frame) {
+            Ok(ChunkFrame::Missing) => return Answer::Missing,
+            Ok(ChunkFrame::Chunk { codec, len, bytes }) => Packed { codec, len, bytes: bytes.into() },
+            Ok(_) => return Answer::Lie("a question for an answer".to_owned()),
+            Err(error) => return Answer::Lie(error.to_string()),
+        },
     };
-    let bytes = match codec {
-        0 => bytes,
-        _ => match lz4_flex::block::decompress(&bytes, len) {
+    // the only share in these bytes then, which need not be copied
+    drop(frame);
+    let len = packed.len as usize;
+    let bytes = match packed.codec {
+        0 => Vec::from(packed.bytes),
+        _ => match lz4_flex::block::decompress(&packed.bytes, len) {
             Ok(bytes) => bytes,
             Err(error) => return Answer::Lie(error.to_string()),
         },
@@ -323,5 +339,43 @@ fn open(frame: &[u8], want: &Want) -> Answer {
     if *blake3::hash(&bytes).as_bytes() != want.hash {
         return Answer::Lie("other bytes than were asked for".to_owned());
     }
-    if len == want.len as usize { Answer::Chunk(bytes) } else { Answer::Unlike }
+    if packed.len == want.len { Answer::Chunk(bytes) } else { Answer::Unlike }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(codec: u8, len: u32, bytes: &[u8]) -> Bytes {
+        ChunkFrame::Chunk { codec, len, bytes: bytes.to_vec() }.encode().into()
+    }
+
+    #[test]
+    fn an_answer_is_the_chunk_or_is_told_from_it() {
+        let plain = b"again and again and again and again and again and again and again".to_vec();
+        let packed = lz4_flex::block::compress(&plain);
+        let len = u32::try_from(plain.len()).expect("short");
+        let want = Want { hash: *blake3::hash(&plain).as_bytes(), len };
+        for frame in [chunk(0, len, &plain), chunk(1, len, &packed)] {
+            assert!(matches!(open(frame.clone(), &want), Answer::Chunk(bytes) if bytes == plain));
+            assert!(matches!(open(frame.clone(), &Want { len: len + 1, ..want }), Answer::Unlike));
+            assert!(matches!(open(frame.clone(), &Want { hash: [1; 32], ..want }), Answer::Lie(_)));
+        }
+        assert!(matches!(open(ChunkFrame::Missing.encode().into(), &want), Answer::Missing));
+        let lies = [
+            chunk(0, len - 1, &plain),
+            chunk(0, len + 1, &plain),
+            chunk(1, len - 1, &packed),
+            chunk(1, len + 1, &packed),
+            chunk(1, len, &plain),
+            chunk(1, len, &[]),
+            chunk(1, 4 << 20, &[0xff; 100]),
+            chunk(0, 0, &[]),
+            ChunkFrame::Ask { hashes: vec![want.hash] }.encode().into(),
+            Bytes::new(),
+        ];
+        for lie in lies {
+            assert!(matches!(open(lie.clone(), &want), Answer::Lie(_)), "{lie:02x?}");
+        }
+    }
 }

@@ -42,6 +42,8 @@ struct Source {
     asked: usize,
     bytes: u64,
     window: u64,
+    /// The window is filled to its end, and then only once a part of it is free: small chunks are asked for many at once.
+    filling: bool,
     wake: Arc<Notify>,
 }
 
@@ -57,14 +59,26 @@ struct Item {
 }
 
 impl Source {
-    fn has_room(&self) -> bool {
-        self.items.len() < WINDOW_CHUNKS && self.bytes < self.window
+    fn settle(&mut self) {
+        if self.items.len() >= WINDOW_CHUNKS || self.bytes >= self.window {
+            self.filling = false;
+        } else if self.items.len() <= WINDOW_CHUNKS / 4 * 3 && self.bytes <= self.window / 4 * 3 {
+            self.filling = true;
+        }
+    }
+
+    fn give(&mut self, item: Item) {
+        self.bytes += u64::from(item.want.len);
+        self.items.push_back(item);
+        self.settle();
+        self.wake.notify_one();
     }
 
     fn take_front(&mut self) -> Option<Item> {
         self.asked = self.asked.checked_sub(1)?;
         let item = self.items.pop_front()?;
         self.bytes -= u64::from(item.want.len);
+        self.settle();
         Some(item)
     }
 }
@@ -78,8 +92,8 @@ impl Schedule {
     /// Adds a source, which is woken when [`Self::take_asks`] has something for it.
     pub(super) fn up(&mut self, source: u64, wake: Arc<Notify>) {
         self.down(source);
-        let source_state = Source { items: VecDeque::new(), asked: 0, bytes: 0, window: WINDOW_START, wake };
-        self.sources.insert(source, source_state);
+        let new = Source { items: VecDeque::new(), asked: 0, bytes: 0, window: WINDOW_START, filling: true, wake };
+        self.sources.insert(source, new);
     }
 
     /// Removes a source; what it was to answer waits for others.
@@ -95,11 +109,11 @@ impl Schedule {
     pub(super) fn dispatch(&mut self, now: Instant) -> usize {
         let mut new = 0;
         let mut at = 0;
-        while at < self.waiting.len() && self.sources.values().any(Source::has_room) {
+        while at < self.waiting.len() && self.sources.values().any(|source| source.filling) {
             let without = &self.waiting[at].without;
             let mut anyone = false;
             let candidates = self.sources.iter_mut().filter(|(id, _)| !without.contains(id));
-            let free = candidates.inspect(|_| anyone = true).filter(|(_, source)| source.has_room());
+            let free = candidates.inspect(|_| anyone = true).filter(|(_, source)| source.filling);
             let best = free.min_by_key(|(_, source)| (source.bytes, source.items.len())).map(|(_, source)| source);
             if best.is_none() && anyone {
                 // all that may have it are busy
@@ -109,10 +123,8 @@ impl Schedule {
             let Some(mut item) = self.waiting.remove(at) else { break };
             new += usize::from(std::mem::take(&mut item.new));
             if let Some(source) = best {
-                source.bytes += u64::from(item.want.len);
                 item.since = Some(now);
-                source.items.push_back(item);
-                source.wake.notify_one();
+                source.give(item);
             } else {
                 self.nowhere.push_back(item.want.hash);
             }
@@ -186,5 +198,163 @@ impl Schedule {
     /// Something has to be told, is stranded, or all is done.
     pub(super) fn needs_attention(&self) -> bool {
         !self.nowhere.is_empty() || self.is_stranded() || self.is_idle()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use rand_chacha::ChaCha8Rng;
+    use rand_core::{Rng as _, SeedableRng as _};
+
+    use super::*;
+
+    fn want(number: u32, len: u32) -> Want {
+        let mut hash = [0; 32];
+        hash[..4].copy_from_slice(&number.to_le_bytes());
+        Want { hash, len }
+    }
+
+    fn number(hash: [u8; 32]) -> u32 {
+        u32::from_le_bytes(*hash.first_chunk().expect("32 bytes"))
+    }
+
+    fn with(sources: &[u64], wants: impl IntoIterator<Item = Want>) -> Schedule {
+        let mut schedule = Schedule::default();
+        sources.iter().for_each(|source| schedule.up(*source, Arc::default()));
+        wants.into_iter().for_each(|want| schedule.push(want));
+        schedule.dispatch(Instant::now());
+        schedule
+    }
+
+    fn asks(schedule: &mut Schedule, source: u64) -> Vec<u32> {
+        schedule.take_asks(source, usize::MAX).into_iter().map(number).collect()
+    }
+
+    #[test]
+    fn wants_go_to_the_least_busy_and_windows_bound_what_is_under_way() {
+        let mut schedule = with(&[1, 2], (0..10).map(|number| want(number, 1000)));
+        assert_eq!(asks(&mut schedule, 1), [0, 2, 4, 6, 8]);
+        assert_eq!(asks(&mut schedule, 2), [1, 3, 5, 7, 9]);
+        let mut small = with(&[1, 2], (0..5000).map(|number| want(number, 1)));
+        assert_eq!((asks(&mut small, 1).len(), asks(&mut small, 2).len()), (WINDOW_CHUNKS, WINDOW_CHUNKS));
+        let mut large = with(&[1], (0..100).map(|number| want(number, 4 << 20)));
+        assert_eq!(asks(&mut large, 1), [0, 1]);
+        let now = Instant::now();
+        for _ in 0..20 {
+            large.answered(1, now);
+            large.dispatch(now);
+            asks(&mut large, 1);
+        }
+        assert_eq!(large.sources[&1].window, WINDOW_MAX, "what is quick gets more");
+        for _ in 0..20 {
+            large.answered(1, now + 10 * SLOW);
+            large.dispatch(now);
+            asks(&mut large, 1);
+            assert!(large.awaited(1).is_some() && large.sources[&1].items.len() <= 8);
+        }
+        assert_eq!(large.sources[&1].window, WINDOW_MIN, "what is slow gets less");
+    }
+
+    #[test]
+    fn what_one_lacks_others_are_asked_for_and_what_all_lack_is_given_up() {
+        let mut schedule = with(&[1, 2, 3], [want(7, 1)]);
+        for source in [1, 2, 3] {
+            assert_eq!(schedule.pop_nowhere(), None);
+            assert_eq!(asks(&mut schedule, source), [7]);
+            schedule.missing(source);
+            schedule.dispatch(Instant::now());
+        }
+        assert_eq!(schedule.pop_nowhere().map(number), Some(7));
+        assert!(schedule.is_idle());
+    }
+
+    #[test]
+    fn what_a_lost_source_was_to_answer_others_are_asked_for_first() {
+        let mut schedule = with(&[1], (0..2000).map(|number| want(number, 1)));
+        asks(&mut schedule, 1);
+        schedule.answered(1, Instant::now());
+        schedule.down(1);
+        assert!(schedule.is_stranded());
+        schedule.up(2, Arc::default());
+        schedule.dispatch(Instant::now());
+        assert_eq!(asks(&mut schedule, 2), (1..=1024).collect::<Vec<_>>());
+        schedule.answered(1, Instant::now());
+        schedule.missing(1);
+        assert_eq!(schedule.sources[&2].items.len(), WINDOW_CHUNKS, "what a lost one says no longer counts");
+    }
+
+    /// Whatever sources do, every want is answered once or given up once, and only after all that are there were asked.
+    #[test]
+    fn no_want_is_lost_or_answered_twice() {
+        for seed in 0..300 {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let mut draw = |below: u32| rng.next_u32() % below;
+            let mut schedule = Schedule::default();
+            let (mut up, mut pushed, mut left) = (BTreeSet::new(), 0, 0);
+            let (mut done, mut lacking) = (BTreeSet::new(), BTreeSet::new());
+            for step in 0..2000 {
+                let (now, source) = (Instant::now(), u64::from(draw(4)));
+                match draw(12) {
+                    _ if step > 1500 && up.is_empty() => {
+                        schedule.up(source, Arc::default());
+                        up.insert(source);
+                    }
+                    0 if step < 1500 => {
+                        schedule.down(source);
+                        up.remove(&source);
+                    }
+                    1 if !up.contains(&source) => {
+                        schedule.up(source, Arc::default());
+                        up.insert(source);
+                    }
+                    2..5 if step < 1500 => {
+                        schedule.push(want(pushed, draw(4 << 20)));
+                        pushed += 1;
+                    }
+                    5 => {
+                        schedule.take_asks(source, 3);
+                    }
+                    6 if step < 1500 => {
+                        if let Some(want) = schedule.awaited(source) {
+                            lacking.insert((number(want.hash), source));
+                            schedule.missing(source);
+                        }
+                    }
+                    _ => {
+                        if let Some(want) = schedule.awaited(source) {
+                            assert!(done.insert(number(want.hash)), "seed {seed}: answered twice");
+                            schedule.answered(source, now);
+                        }
+                    }
+                }
+                left += schedule.dispatch(now);
+                while let Some(hash) = schedule.pop_nowhere() {
+                    let number = number(hash);
+                    assert!(
+                        up.iter().all(|source| lacking.contains(&(number, *source))),
+                        "seed {seed}: given up early"
+                    );
+                    assert!(done.insert(number), "seed {seed}: answered twice");
+                }
+                assert!(schedule.sources.values().all(|source| source.items.len() <= WINDOW_CHUNKS));
+            }
+            while !schedule.is_idle() {
+                for source in &up {
+                    schedule.take_asks(*source, usize::MAX);
+                    while let Some(want) = schedule.awaited(*source) {
+                        assert!(done.insert(number(want.hash)), "seed {seed}: answered twice");
+                        schedule.answered(*source, Instant::now());
+                    }
+                }
+                left += schedule.dispatch(Instant::now());
+                while let Some(hash) = schedule.pop_nowhere() {
+                    assert!(done.insert(number(hash)), "seed {seed}: answered twice");
+                }
+            }
+            assert_eq!(done.len(), pushed as usize, "seed {seed}: none is lost");
+            assert_eq!(left, pushed as usize, "seed {seed}: each left the queue once");
+        }
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::wire::Packed;
 use super::{BULK_PRIORITY, ChunkSource, PACED_PIECE, Pace};
 use crate::group::Group;
 
@@ -21,9 +22,9 @@ const READ_AHEAD: u32 = 16 << 20;
 /// Bytes read in one go: enough that changing threads weighs nothing, little enough that sending starts soon.
 const READ_BYTES: usize = 1 << 20;
 /// What one go may read, as the last chunk may be a large one.
-const READ_MOST: u32 = 6 << 20;
-const _: () = assert!(READ_MOST as u64 > READ_BYTES as u64 + MAX_CHUNK_FRAME as u64);
-/// Goes that wait to be sent; their bytes are bounded by [`READ_AHEAD`].
+const READ_MOST: u32 = 5 << 20;
+const _: () = assert!(READ_MOST as u64 >= READ_BYTES as u64 + MAX_CHUNK);
+/// Reads that wait to be sent; their bytes are bounded by [`READ_AHEAD`].
 const READ_GOES: usize = 16;
 /// A frame that asks, the longest there is: 34 bytes for each hash.
 const MAX_ASK_FRAME: usize = 64 + 34 * MAX_CHUNKS_ASKED;
@@ -85,9 +86,9 @@ async fn answer(group: &Group, stream: FrameStream, ahead: Arc<Semaphore>) -> Re
     Ok(())
 }
 
-/// Frames read in one go, and the room they take.
+/// Answers read in one go, and the room they take.
 struct Go {
-    frames: Vec<Vec<u8>>,
+    answers: Vec<Option<Packed>>,
     _room: OwnedSemaphorePermit,
 }
 
@@ -114,44 +115,42 @@ async fn read_asked(
             let (source, id, rest) = (group.chunks.source(), group.id, hashes.clone());
             let job = tokio::task::spawn_blocking(move || read_some(source.as_deref(), &id, &rest[done..]));
             // only a panic of the source's, which has been told
-            let Ok(frames) = job.await else { return Ok(()) };
-            done += frames.len();
-            let bytes = frames.iter().map(Vec::len).sum::<usize>();
+            let Ok(answers) = job.await else { return Ok(()) };
+            done += answers.len();
+            let bytes = answers.iter().flatten().map(|packed| packed.bytes.len()).sum::<usize>();
             let kept = u32::try_from(bytes).unwrap_or(u32::MAX).min(READ_MOST);
             let room = match room.split(kept as usize) {
                 Some(kept) => kept,
                 None => room,
             };
-            if goes.send(Go { frames, _room: room }).await.is_err() {
+            if goes.send(Go { answers, _room: room }).await.is_err() {
                 return Ok(());
             }
         }
     }
 }
 
-/// Reads chunks until there are enough for one go.
-fn read_some(source: Option<&dyn ChunkSource>, group: &GroupId, hashes: &[[u8; 32]]) -> Vec<Vec<u8>> {
-    let mut frames = Vec::new();
+/// Reads chunks until there are enough for one go; none for each that is not to be had.
+fn read_some(source: Option<&dyn ChunkSource>, group: &GroupId, hashes: &[[u8; 32]]) -> Vec<Option<Packed>> {
+    let mut answers = Vec::new();
     let mut bytes = 0;
     for hash in hashes {
-        let chunk = source.and_then(|source| source.read(group, hash));
-        let frame = chunk.and_then(frame_of).unwrap_or(ChunkFrame::Missing).encode();
-        bytes += frame.len();
-        frames.push(frame);
+        let packed = source.and_then(|source| source.read(group, hash)).and_then(pack);
+        bytes += packed.as_ref().map_or(0, |packed| packed.bytes.len());
+        answers.push(packed);
         if bytes >= READ_BYTES {
             break;
         }
     }
-    frames
+    answers
 }
 
-/// The answer that carries a chunk; none if it is longer than chunks are.
-fn frame_of(chunk: Vec<u8>) -> Option<ChunkFrame> {
+/// A chunk as it travels; none if it is longer than chunks are.
+fn pack(chunk: Vec<u8>) -> Option<Packed> {
     let len = u32::try_from(chunk.len()).ok().filter(|len| u64::from(*len) <= MAX_CHUNK)?;
-    Some(match compress(&chunk) {
-        Some(bytes) => ChunkFrame::Chunk { codec: 1, len, bytes },
-        None => ChunkFrame::Chunk { codec: 0, len, bytes: chunk },
-    })
+    let compressed = compress(&chunk);
+    let codec = u8::from(compressed.is_some());
+    Some(Packed { codec, len, bytes: compressed.unwrap_or(chunk).into() })
 }
 
 /// The chunk as an LZ4 block, where that is worth opening it again.
@@ -172,8 +171,8 @@ fn compress(chunk: &[u8]) -> Option<Vec<u8>> {
 async fn send(mut sender: FrameSender, mut goes: mpsc::Receiver<Go>, pace: Arc<Pace>) {
     let sent: Result<(), FrameError> = async {
         while let Some(go) = goes.recv().await {
-            for frame in go.frames {
-                send_frame(&mut sender, frame, &pace).await?;
+            for answer in go.answers {
+                send_answer(&mut sender, answer, &pace).await?;
             }
             if goes.is_empty() {
                 sender.flush().await?;
@@ -187,15 +186,75 @@ async fn send(mut sender: FrameSender, mut goes: mpsc::Receiver<Go>, pace: Arc<P
     }
 }
 
-async fn send_frame(sender: &mut FrameSender, frame: Vec<u8>, pace: &Pace) -> Result<(), FrameError> {
-    if !pace.is_limited() {
-        return sender.send(frame).await;
+async fn send_answer(sender: &mut FrameSender, answer: Option<Packed>, pace: &Pace) -> Result<(), FrameError> {
+    let Some(packed) = answer else { return sender.send(ChunkFrame::Missing.encode()).await };
+    let head = packed.head();
+    let mut bytes = packed.bytes;
+    sender.begin(head.len() + bytes.len())?;
+    sender.part(head).await?;
+    if pace.is_limited() {
+        while !bytes.is_empty() {
+            let piece = bytes.split_to(bytes.len().min(PACED_PIECE));
+            pace.take(piece.len()).await;
+            sender.part(piece).await?;
+            sender.flush().await?;
+        }
+        return Ok(());
     }
-    sender.begin(frame.len())?;
-    for piece in frame.chunks(PACED_PIECE) {
-        pace.take(piece.len()).await;
-        sender.part(piece.to_vec()).await?;
-        sender.flush().await?;
+    sender.part(bytes).await
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_core::{Rng as _, SeedableRng as _};
+
+    use super::*;
+
+    #[test]
+    fn only_what_gets_shorter_is_compressed() {
+        let mut noise = vec![0; 300_000];
+        rand_chacha::ChaCha8Rng::seed_from_u64(1).fill_bytes(&mut noise);
+        assert_eq!(compress(&noise), None);
+        assert_eq!(compress(&[]), None);
+        let text = b"as it was in the beginning, ".repeat(10_000);
+        let compressed = compress(&text).expect("shorter");
+        assert_eq!(lz4_flex::block::decompress(&compressed, text.len()).expect("opens"), text);
+        let mut mixed = [&text[..SAMPLE], &noise].concat();
+        assert!(compress(&mixed).is_some_and(|compressed| compressed.len() < mixed.len()));
+        mixed.drain(1..SAMPLE);
+        assert_eq!(compress(&mixed), None);
+        // a few bytes saved are not worth it
+        let nearly = [&noise[..50_000], &[0; 2_000]].concat();
+        assert_eq!(compress(&nearly), None);
     }
-    Ok(())
+
+    #[test]
+    fn a_go_reads_until_it_has_enough_and_answers_in_order() {
+        struct Some4;
+        impl ChunkSource for Some4 {
+            fn read(&self, _: &GroupId, hash: &[u8; 32]) -> Option<Vec<u8>> {
+                match hash[0] {
+                    0 => None,
+                    1 => Some(vec![1; READ_BYTES / 4 * 3]),
+                    // longer than any chunk is
+                    2 => Some(vec![2; MAX_CHUNK_FRAME]),
+                    _ => {
+                        let mut noise = vec![0; READ_BYTES / 4 * 3];
+                        rand_chacha::ChaCha8Rng::seed_from_u64(1).fill_bytes(&mut noise);
+                        Some(noise)
+                    }
+                }
+            }
+        }
+        let mut noisy = [[0; 32]; 6];
+        noisy[1][0] = 2;
+        noisy[4][0] = 1;
+        let answers = read_some(Some(&Some4), &GroupId([0; 32]), &noisy);
+        assert!(answers.iter().map(Option::is_some).eq([false, false, false, false, true, false]), "{answers:?}");
+        assert_eq!(read_some(None, &GroupId([0; 32]), &noisy), vec![None; 6], "without a source all are missing");
+        noisy[0][0] = 1;
+        assert_eq!(read_some(Some(&Some4), &GroupId([0; 32]), &noisy).len(), 6, "these compress well");
+        noisy[..4].fill([3; 32]);
+        assert_eq!(read_some(Some(&Some4), &GroupId([0; 32]), &noisy).len(), 2, "and these do not");
+    }
 }

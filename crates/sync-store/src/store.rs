@@ -136,6 +136,11 @@ impl Store {
         self.inner.readers.read(work).await
     }
 
+    /// The same as [`Store::read`] without leaving this thread: one that may block, of tokio's.
+    pub fn read_here<T>(&self, work: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.inner.readers.read_here(work)
+    }
+
     /// Seals entries into our feed: [`Txn::append`].
     pub async fn append(
         &self,

@@ -146,7 +146,7 @@ pub(crate) async fn run(
                         continue;
                     }
                     outstanding.fetch_sub(1, Ordering::AcqRel);
-                    let len = chunk.bytes.as_ref().map_or(0, Vec::len) as u64;
+                    let len = chunk.bytes.as_deref().map_or(0, <[u8]>::len) as u64;
                     folder.counters.fetched.fetch_add(len, Ordering::Relaxed);
                     let chunk = Arc::new(chunk);
                     for (job, offset) in who {

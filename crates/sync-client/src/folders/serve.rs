@@ -6,7 +6,6 @@ use std::sync::{Arc, Weak};
 use sync_folder::cut::read_chunk;
 use sync_types::GroupId;
 use sync_types::folder::TreePath;
-use tokio::runtime::Handle;
 
 use super::rows::{self, LIST_OFFSET};
 use crate::chunks::ChunkSource;
@@ -20,18 +19,17 @@ const PLACES: usize = 8;
 pub(crate) struct Source {
     device: Weak<Inner>,
     group: Weak<Group>,
-    handle: Handle,
 }
 
 impl Source {
     pub(crate) fn new(device: &Arc<Inner>, group: &Arc<Group>) -> Self {
-        Self { device: Arc::downgrade(device), group: Arc::downgrade(group), handle: Handle::current() }
+        Self { device: Arc::downgrade(device), group: Arc::downgrade(group) }
     }
 
     fn find(&self, group: &GroupId, hash: &[u8; 32]) -> Option<Vec<u8>> {
         let (device, this) = (self.device.upgrade()?, self.group.upgrade()?);
         let (group, hash) = (*group, *hash);
-        let look = this.store().read(move |reader| {
+        let look = this.store().read_here(|reader| {
             let places = reader.chunk_places(&group, &hash, PLACES)?;
             // a piece of a list is not in the file, but follows from what is
             for place in places.iter().filter(|place| place.offset >= LIST_OFFSET) {
@@ -45,7 +43,7 @@ impl Source {
             }
             Ok((places, None))
         });
-        let (places, piece) = self.handle.block_on(look).ok()?;
+        let (places, piece) = look.ok()?;
         if piece.is_some() {
             return piece;
         }

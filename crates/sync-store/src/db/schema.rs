@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rand_core::CryptoRng;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use sync_types::ReplicaId;
 
@@ -61,6 +62,7 @@ impl From<rusqlite::Error> for Failure {
 fn prepare(conn: &mut Connection, options: &DbOptions, rng: &mut dyn CryptoRng) -> Result<(), Failure> {
     conn.busy_timeout(BUSY_TIMEOUT)?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    keep_plans(conn)?;
     if options.exclusive {
         conn.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     }
@@ -149,7 +151,13 @@ pub(crate) fn open_read_only(path: &Path) -> Result<Connection, StoreError> {
     let conn = Connection::open_with_flags(path, flags)?;
     conn.busy_timeout(BUSY_TIMEOUT)?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    keep_plans(&conn)?;
     Ok(conn)
+}
+
+/// Plans a statement once, whatever values are bound to it: looking at them means planning again at each use.
+fn keep_plans(conn: &Connection) -> Result<(), rusqlite::Error> {
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(|_| ())
 }
 
 /// Gives unused pages back, writes everything into the main file and closes.

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::Connection;
-use tokio::sync::Semaphore;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, TryAcquireError};
 
 use crate::db::{Reader, open_read_only, snapshot};
 use crate::error::StoreError;
@@ -47,6 +48,30 @@ impl Readers {
             Err(stopped) if stopped.is_panic() => std::panic::resume_unwind(stopped.into_panic()),
             Err(_) => Err(StoreError::Closed),
         }
+    }
+
+    /// The same on this thread, which may block and belongs to tokio.
+    pub(super) fn read_here<T>(
+        &self,
+        work: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let permit = match self.permits.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(TryAcquireError::Closed) => return Err(StoreError::Closed),
+            Err(TryAcquireError::NoPermits) => {
+                let waiting = self.permits.clone().acquire_owned();
+                Handle::current().block_on(waiting).map_err(|_| StoreError::Closed)?
+            }
+        };
+        let known = lock(&self.idle).pop();
+        let conn = match known {
+            Some(conn) => conn,
+            None => open_read_only(&self.path)?,
+        };
+        let done = snapshot(&conn, work);
+        lock(&self.idle).push(conn);
+        drop(permit);
+        done
     }
 
     /// Waits for what is being read, and closes every connection for good.

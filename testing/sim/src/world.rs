@@ -369,20 +369,18 @@ impl World {
             }
             return Ok(());
         }
+        // it started, and only a group makes it run
+        let lost = self.replicas[place].held.len();
+        if self.replicas[place].running.is_none() && lost > 0 {
+            return broken(DURABLE, format!("replica {place} lost its group and {lost} entries"));
+        }
         self.replicas[place].exists = self.replicas[place].running.is_some();
-        self.recount(place)?;
-        Ok(())
+        self.recount(place)
     }
 
     /// Reads what a replica holds and compares it with what it must hold.
     fn recount(&mut self, place: usize) -> Checked<()> {
-        let Some(entries) = self.read(place, |running| running.scan())? else {
-            let lost = self.replicas[place].held.len();
-            if self.replicas[place].running.is_none() && !self.replicas[place].disk.is_dead() && lost > 0 {
-                return broken(DURABLE, format!("replica {place} lost its group and {lost} entries"));
-            }
-            return Ok(());
-        };
+        let Some(entries) = self.read(place, |running| running.scan())? else { return Ok(()) };
         let held: BTreeSet<EnvelopeHash> = entries.iter().map(|entry| entry.hash).collect();
         for entry in &entries {
             self.check_sound(place, entry.hash, entry.sender, entry.number)?;

@@ -326,3 +326,52 @@ const CHUNKS_PER_READ: usize = 64;
 
 /// Room made for the first bytes of a frame: what a stream of small frames needs, too little to matter if nothing follows.
 const FIRST_ROOM: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn framed(frames: &[Vec<u8>]) -> Vec<u8> {
+        let header = |frame: &Vec<u8>| u32::try_from(frame.len()).expect("short").to_be_bytes();
+        frames.iter().flat_map(|frame| [&header(frame)[..], frame].concat()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn frames_are_the_same_however_their_bytes_arrive(
+            frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..8),
+            pieces in proptest::collection::vec(1_usize..500, 1..40),
+        ) {
+            let mut rest = Bytes::from(framed(&frames));
+            let mut partial = Partial::default();
+            let mut arrived = VecDeque::new();
+            let mut got = Vec::new();
+            for piece in pieces.iter().cycle() {
+                while let Some(frame) = partial.take_from(&mut arrived, 300).expect("within the bound") {
+                    got.push(frame.to_vec());
+                }
+                prop_assert!(arrived.is_empty());
+                if rest.is_empty() {
+                    break;
+                }
+                arrived.push_back(rest.split_to(rest.len().min(*piece)));
+            }
+            prop_assert_eq!(partial.headed, 0);
+            prop_assert_eq!(got, frames);
+        }
+    }
+
+    #[test]
+    fn room_is_made_for_what_arrives_and_not_for_what_is_announced() {
+        let announced = u32::try_from(64 << 20).expect("fits").to_be_bytes();
+        let mut partial = Partial::default();
+        let mut arrived = VecDeque::from([Bytes::copy_from_slice(&announced), Bytes::from(vec![1; 100])]);
+        assert_eq!(partial.take_from(&mut arrived, usize::MAX), Ok(None));
+        assert!(partial.bytes.capacity() <= FIRST_ROOM);
+        arrived.push_back(Bytes::from(vec![1; 1 << 20]));
+        assert_eq!(partial.take_from(&mut arrived, usize::MAX), Ok(None));
+        assert!(partial.bytes.capacity() <= 3 << 20);
+    }
+}

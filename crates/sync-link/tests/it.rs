@@ -52,6 +52,28 @@ async fn frames_cross_in_both_directions_and_keep_their_bounds() {
 }
 
 #[tokio::test]
+async fn a_frame_may_be_sent_in_parts_and_bounds_may_change() {
+    let (a, b) = Pair::new().await.connect().await;
+    let (mut ours, mut theirs) = streams(&a.connection, &b.connection).await;
+    ours.sender.set_priority(-1);
+    assert_eq!(ours.sender.begin(MAX_FRAME + 1), Err(FrameError::TooLong { got: MAX_FRAME + 1, max: MAX_FRAME }));
+    ours.sender.begin(50_003).expect("begun");
+    ours.sender.part(vec![1; 50_000]).await.expect("queued");
+    assert_eq!(ours.sender.send(&b"inside"[..]).await, Err(FrameError::Truncated));
+    assert_eq!(ours.sender.part(vec![2; 4]).await, Err(FrameError::TooLong { got: 4, max: 3 }));
+    ours.sender.flush().await.expect("flushed");
+    let early = timeout(Duration::from_millis(200), theirs.receiver.recv()).await;
+    assert!(early.is_err() && theirs.receiver.progress() == 50_004, "{early:?}");
+    ours.sender.part(vec![2; 3]).await.expect("queued");
+    ours.sender.send(&b"four"[..]).await.expect("queued");
+    ours.sender.flush().await.expect("flushed");
+    let whole = [vec![1; 50_000], vec![2; 3]].concat();
+    assert_eq!(theirs.receiver.recv().await, Ok(Some(whole.into())));
+    theirs.receiver.set_max_frame(3);
+    assert_eq!(theirs.receiver.recv().await, Err(FrameError::TooLong { got: 4, max: 3 }));
+}
+
+#[tokio::test]
 async fn small_frames_wait_for_the_flush() {
     let (a, b) = Pair::new().await.connect().await;
     let (mut ours, mut theirs) = streams(&a.connection, &b.connection).await;

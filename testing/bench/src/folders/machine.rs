@@ -17,8 +17,7 @@ impl Usage {
         let mut usage = Self::default();
         let mut pids = vec![pid];
         while let Some(pid) = pids.pop() {
-            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-            pids.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+            pids.extend(children(pid));
             let memory = field_kib(&format!("/proc/{pid}/status"), "VmHWM:").map(|kib| kib / 1024.0);
             usage.memory_mib = [usage.memory_mib, memory].into_iter().flatten().reduce(f64::max);
             usage.cpu_seconds = [usage.cpu_seconds, cpu(pid)].into_iter().flatten().reduce(|one, other| one + other);
@@ -27,14 +26,30 @@ impl Usage {
     }
 }
 
+/// Processes that a process started; of each the system tells its parent.
+fn children(parent: u32) -> Vec<u32> {
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = processes.flatten().filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok());
+    let is_child = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        after_name(&stat).nth(1).is_some_and(|id| id.parse() == Ok(parent))
+    };
+    pids.filter(is_child).collect()
+}
+
 fn cpu(pid: u32) -> Option<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     ticks(&stat).map(|ticks| ticks as f64 / ticks_per_second())
 }
 
-/// User and system time; the name before them may hold anything, so fields count from its closing bracket.
+/// A process's fields after its name, which may hold anything up to the last closing bracket.
+fn after_name(stat: &str) -> impl Iterator<Item = &str> {
+    stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace()
+}
+
+/// User and system time.
 fn ticks(stat: &str) -> Option<u64> {
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut fields = after_name(stat).skip(11);
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }
 
@@ -93,5 +108,15 @@ mod tests {
         let usage = Usage::of(std::process::id());
         assert!(usage.memory_mib.is_some_and(|mib| mib > 0.5), "{usage:?}");
         assert!(usage.cpu_seconds.is_some(), "{usage:?}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_process_is_found_by_its_parent() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("a process");
+        let found = children(std::process::id());
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+        assert!(found.contains(&child.id()), "{found:?}");
     }
 }

@@ -119,6 +119,11 @@ impl Table {
         self.lines[at].figures.entry(tool).or_default().push(figure);
     }
 
+    /// The goals, in the order of their lines.
+    fn goals(&self) -> impl Iterator<Item = &Goal> {
+        self.lines.iter().flat_map(|line| self.goals.iter().filter(|goal| goal.line == line.title))
+    }
+
     /// What a line of ours must be.
     pub(crate) fn goal(&mut self, goal: Goal) {
         if !self.goals.contains(&goal) {
@@ -162,7 +167,7 @@ impl Table {
 
         let mut missed = 0;
         let mut rows = vec![["target", "at most", "is", "met"].map(str::to_owned).to_vec()];
-        for goal in &self.goals {
+        for goal in self.goals() {
             let Some((is, line)) = self.reached(goal) else { continue };
             let met = is <= goal.limit;
             missed += usize::from(!met);
@@ -188,8 +193,7 @@ impl Table {
             .map(|line| json!({ "work": line.title.trim(), "unit": line.unit, "figures": line.figures }))
             .collect();
         let goals: Vec<_> = self
-            .goals
-            .iter()
+            .goals()
             .filter_map(|goal| {
                 let (is, _) = self.reached(goal)?;
                 let (work, met) = (goal.line.trim(), is <= goal.limit);

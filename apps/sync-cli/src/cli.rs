@@ -10,8 +10,8 @@ use sync_client::home::{Home, PassphraseSource, Prompt};
 use zeroize::Zeroizing;
 
 use crate::commands::{
-    demo, devices, folders, init, invite, join, leave, pair, pause, pull, push, rescan, restore, run, share, status,
-    unit, up, versions,
+    demo, devices, folders, held, init, invite, join, leave, pair, pause, pull, push, rescan, restore, run, share,
+    status, unit, up, versions,
 };
 use crate::exit::Failure;
 use crate::terminal;
@@ -70,6 +70,8 @@ pub(crate) enum Command {
     Resume(pause::Resume),
     Rescan(rescan::Args),
     Leave(leave::Args),
+    Confirm(held::Confirm),
+    Undo(held::Undo),
     Versions(versions::Args),
     Restore(restore::Args),
     Up(up::Up),

@@ -89,6 +89,7 @@ pub(crate) const KINDS: &[Kind] = &[
     kind("no-permission", 5, 500),
     kind("key-store", 5, 500),
     kind("home", 5, 500),
+    hinted("newer-group", 5, 500, "update syncshell; this version cannot read the group's folders"),
     hinted("newer-database", 5, 500, "update syncshell; this version leaves the database alone"),
     hinted("corrupt", 5, 500, "put the whole home back from a backup, or make a new one and pair it again"),
     hinted("not-a-database", 5, 500, "put the whole home back from a backup, or make a new one and pair it again"),

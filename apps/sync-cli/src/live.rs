@@ -20,6 +20,9 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 /// Span over which rates are taken: long enough to be calm, short enough to follow.
 const RATE_SPAN: Duration = Duration::from_secs(5);
 
+/// Bytes per second below which it is not worth saying how many.
+const SHOWN: u64 = 1 << 10;
+
 /// Time between two looks at whether a line is due.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -237,7 +240,7 @@ pub(crate) fn in_words(folder: &FolderStatus, rate: Rate) -> String {
         _ => text += "in a state of a later version",
     }
     for (bytes, way) in [(rate.down, "down"), (rate.up, "up")] {
-        if bytes > 0 {
+        if bytes >= SHOWN {
             text += &format!(", {}/s {way}", BinaryBytes(bytes));
         }
     }

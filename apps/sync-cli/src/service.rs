@@ -15,7 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::{
     Blob, Devices, Event, EventLine, Folders, Handed, Invite, Joined, OfferedFolders, Outcome, Overview, PAGE_BYTES,
-    Page, PlaceRequest, Pushed, RestoreRequest, Restored, VERSION, Versions,
+    Page, PlaceRequest, Pushed, RestoreRequest, Restored, Undone, VERSION, Versions,
 };
 use crate::exit::Failure;
 use crate::terminal;
@@ -257,6 +257,16 @@ impl Service {
     pub(crate) async fn restore(&self, folder: &str, request: RestoreRequest) -> Result<Restored, Failure> {
         let RestoreRequest { path, version, to } = request;
         Ok(Restored { path: self.device.restore(self.folder(folder).await?, &path, version, to).await? })
+    }
+
+    /// Applies a mass change that is held back.
+    pub(crate) async fn confirm(&self, folder: &str) -> Result<(), Failure> {
+        Ok(self.device.confirm_folder(self.folder(folder).await?).await?)
+    }
+
+    /// Takes a mass change back that is held back.
+    pub(crate) async fn undo(&self, folder: &str) -> Result<Undone, Failure> {
+        Ok(Undone { paths: self.device.undo_folder(self.folder(folder).await?).await? })
     }
 
     pub(crate) async fn limit_rate(&self, bytes_per_second: Option<u64>) -> Result<(), Failure> {

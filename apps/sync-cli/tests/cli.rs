@@ -25,16 +25,22 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 const MIB: usize = 1 << 20;
 
+const VERBS: [&str; 22] = [
+    "init", "share", "join", "invite", "run", "status", "folders", "devices", "pause", "resume", "rescan", "leave",
+    "confirm", "undo", "versions", "restore", "up", "down", "unit", "pair", "push", "pull",
+];
+
 // ---- the manual ----
 
 #[test]
 fn the_help_of_each_verb_is_as_reviewed() {
     let world = World::new();
     expect_file!["help/syncshell.txt"].assert_eq(&world.ran(&["--help"]).success());
-    for verb in ["init", "pair", "push", "pull", "run", "status", "demo"] {
+    for verb in VERBS {
         let help = world.ran(&[verb, "--help"]).success();
         expect_file![format!("help/{verb}.txt")].assert_eq(&help);
     }
+    expect_file!["help/demo.txt"].assert_eq(&world.ran(&["demo", "--help"]).success());
 }
 
 #[test]
@@ -50,6 +56,15 @@ fn what_cannot_be_understood_is_a_usage_error() {
         &["--group", "xyz", "status"],
         &["init", "--key-store", "cloud"],
         &["push", "x", "--blob-id", "12"],
+        &["share"],
+        &["share", "x", "--send-only", "--receive-only"],
+        &["share", "x", "--no-invite", "--qr"],
+        &["join"],
+        &["pause"],
+        &["pause", "x", "--all"],
+        &["run", "--limit-rate", "fast"],
+        &["run", "--api-port", "65536"],
+        &["pair", "--join", "x", "--qr"],
     ] {
         home.ran(arguments).fails(2);
     }
@@ -71,7 +86,7 @@ fn init_keeps_the_key_in_a_file_of_its_owner_and_warns() {
     expect![[r#"
         home    HOME (not served; `syncshell run` keeps it in sync)
         device  anna DEVICE
-        no group yet; `syncshell pair --create` makes one, `syncshell pair --join` joins one
+        no group yet; `syncshell share FOLDER` makes one, `syncshell join CODE` joins one
     "#]]
     .assert_eq(&home.plain_status());
 }
@@ -714,6 +729,507 @@ fn a_full_disk_is_named_and_what_was_stored_is_safe() {
     assert!(lines.len() > stored, "{} of {stored} blobs and the end", lines.len());
 }
 
+// ---- folders ----
+
+#[test]
+fn share_and_join_keep_a_folder_in_sync_while_they_run() {
+    let world = World::new();
+    let (anna, ben) = (world.home("anna").made(), world.home("ben").made());
+    let (here, there) = (world.dir().join("anna-files"), world.dir().join("ben-files"));
+    write(&here.join("notes.txt"), "bread");
+    write(&here.join("deep/down/x"), "y");
+    fs::create_dir(here.join("empty")).expect("made");
+    std::os::unix::fs::symlink("notes.txt", here.join("link")).expect("made");
+    fs::set_permissions(here.join("notes.txt"), fs::Permissions::from_mode(0o640)).expect("set");
+
+    let mut share = anna.spawn(&["share", &text(&here), "--name", "Notes", "--json"]);
+    let invited = share.line();
+    assert_eq!(invited["event"], "invited");
+    let code = invited["code"].as_str().expect("a code");
+    assert!(invited["link"].as_str().is_some_and(|link| link.starts_with("syncshell://join#")), "{invited}");
+    let mut join = ben.spawn(&["join", code, &text(&there), "--json"]);
+    let joined = join.line();
+    assert_eq!((&joined["event"], &joined["group"]), (&"joined".into(), &invited["group"]));
+    let placed = join.line();
+    assert_eq!((&placed["event"], &placed["folder"]), (&"placed".into(), &invited["folder"]));
+    assert_eq!((&placed["name"], &placed["path"]), (&"Notes".into(), &text(&there).into()));
+    let joined = share.line();
+    assert_eq!((&joined["event"], &joined["name"]), (&"joined".into(), &"ben".into()));
+
+    equal(&here, &there);
+    assert_eq!(mode(&there.join("notes.txt")), 0o640);
+    ben.settled();
+    write(&there.join("notes.txt"), "bread\nbutter");
+    equal(&here, &there);
+    assert_eq!(fs::read_to_string(here.join("notes.txt")).expect("there"), "bread\nbutter");
+    fs::rename(here.join("deep"), here.join("deeper")).expect("renamed");
+    fs::remove_file(here.join("link")).expect("removed");
+    equal(&here, &there);
+    assert!(there.join("deeper/down/x").exists() && !there.join("deep").exists());
+
+    // both serve, so that others come here, and both end in order
+    ben.settled();
+    let folder = ben.only_folder();
+    assert_eq!((&folder["name"], &folder["state"]), (&"Notes".into(), &"up-to-date".into()), "{folder}");
+    let devices = ben.json(&["devices"])[0]["devices"].clone();
+    assert_eq!((&devices[0]["name"], &devices[0]["state"]), (&"ben".into(), &"this".into()), "{devices}");
+    assert_eq!((&devices[1]["name"], &devices[1]["state"]), (&"anna".into(), &"connected".into()), "{devices}");
+    let status = ben.ran(&["status"]).success();
+    assert!(status.contains("folder  Notes: up to date, 5 files, "), "{status}");
+    assert_eq!(share.interrupt().code(), Some(0));
+    assert_eq!(join.terminate().code(), Some(0));
+    // what is changed with nobody serving is found later
+    write(&here.join("late"), "x");
+    let _serving = [anna.serve(), ben.serve()];
+    equal(&here, &there);
+}
+
+#[test]
+fn where_a_process_serves_share_and_join_only_ask_it() {
+    let world = World::new();
+    let (anna, ben) = (world.home("anna").made(), world.home("ben").made());
+    let mut serving = ben.spawn_serving();
+    let _anna = anna.serve();
+    let here = world.dir().join("Photos");
+    write(&here.join("a"), "a");
+    let elsewhere = world.dir().join("elsewhere");
+    fs::create_dir(&elsewhere).expect("made");
+
+    let mut share = anna.spawn(&["share", &text(&here), "--json"]);
+    let code = share.line()["code"].as_str().expect("a code").to_owned();
+    let joined = ben.command(&["join", &code]).current_dir(&elsewhere).ran();
+    assert!(joined.success().ends_with(&format!("Photos is in {}\n", elsewhere.join("Photos").display())));
+    assert_eq!(share.line()["event"], "joined");
+    assert_eq!(share.wait().code(), Some(0));
+    equal(&here, &elsewhere.join("Photos"));
+    // the one who serves tells of it
+    while serving.line()["event"] != "folder" {}
+
+    // further folders, in the same group, found by name or as the one without a place
+    let (second, third) = (world.dir().join("second"), world.dir().join("third"));
+    write(&second.join("2"), "2");
+    write(&third.join("3"), "3");
+    let group = ben.only_folder()["group"].as_str().expect("a group").to_owned();
+    for path in [&second, &third] {
+        let line = &anna.json(&["share", &text(path), "--group", &group[..8], "--no-invite"])[0];
+        assert_eq!((&line["event"], &line["group"]), (&"shared".into(), &group.as_str().into()));
+    }
+    let place = |name: &str, path: &Path| ben.json(&["join", &group[..8], &text(path), "--folder", name]);
+    assert_eq!(place("third", &elsewhere.join("3"))[0]["event"], "placed");
+    equal(&third, &elsewhere.join("3"));
+    let ran = ben.ran(&["join", &group[..8], &text(&elsewhere.join("2"))]);
+    assert!(ran.errors.contains("the group has the folders Photos, second, third"), "{ran:?}");
+    assert!(ran.success().contains(&format!("second is in {}", elsewhere.join("2").display())));
+    assert!(ben.ran(&["join", &group[..8], &text(&elsewhere.join("4"))]).fails(2).contains("is synced in"));
+}
+
+#[test]
+fn joining_into_an_equal_folder_moves_nothing_and_into_a_different_one_keeps_both() {
+    let world = World::new();
+    let (here, there) = (world.dir().join("here"), world.dir().join("there"));
+    for root in [&here, &there] {
+        write(&root.join("same.txt"), "the same");
+        fs::write(root.join("large"), vec![b'x'; 3 * MIB]).expect("written");
+    }
+    let (anna, ben) = world.share(&here, &there);
+    let _serving = [anna.serve(), ben.serve()];
+    equal(&here, &there);
+    ben.settled();
+    let folder = ben.only_folder();
+    assert_eq!((&folder["fetched_bytes"], &folder["conflicts"]), (&0.into(), &serde_json::json!([])), "{folder}");
+    assert_eq!(anna.only_folder()["served_bytes"], 0);
+
+    let (other, differing) = (world.dir().join("other"), world.dir().join("differing"));
+    write(&other.join("note.txt"), "anna's");
+    write(&differing.join("note.txt"), "ben's");
+    write(&differing.join("only.txt"), "ben's alone");
+    let group = anna.json(&["share", &text(&other), "--no-invite"])[0]["group"].as_str().expect("a group").to_owned();
+    let mut invite = anna.spawn(&["invite", "other", "--json"]);
+    let invited = invite.line();
+    assert_eq!(invited["group"], group.as_str());
+    ben.ran(&["join", invited["code"].as_str().expect("a code"), &text(&differing)]).success();
+    assert_eq!(invite.line()["event"], "joined");
+    until("both are kept", || tree(&other).len() == 3 && tree(&other) == tree(&differing));
+    let mut contents: Vec<_> = tree(&other).into_values().collect();
+    contents.sort_unstable();
+    assert_eq!(contents, ["anna's", "ben's", "ben's alone"]);
+}
+
+#[test]
+fn folders_that_overlap_are_refused_before_an_invite_is_used() {
+    let world = World::new();
+    let (anna, ben) = (world.home("anna").made(), world.home("ben").made());
+    let here = world.dir().join("here");
+    write(&here.join("inside/x"), "x");
+    let shared = anna.json(&["share", &text(&here), "--no-invite"]);
+    let again = anna.json(&["share", &text(&here), "--no-invite"]);
+    assert_eq!(shared, again, "it is shared already");
+    for path in [here.join("inside"), world.dir().to_owned(), anna.path.clone(), anna.path.join("deep")] {
+        fs::create_dir_all(&path).expect("made");
+        let errors = anna.ran(&["share", &text(&path), "--no-invite"]).fails(2);
+        assert!(errors.contains("overlaps with"), "{errors}");
+    }
+    let mine = world.dir().join("mine");
+    write(&mine.join("y"), "y");
+    ben.json(&["share", &text(&mine), "--no-invite"]);
+    let mut invite = anna.spawn(&["invite", "--json"]);
+    let code = invite.line()["code"].as_str().expect("a code").to_owned();
+    let error: Value =
+        serde_json::from_str(&ben.ran(&["join", &code, &text(&mine.join("in")), "--json"]).fails(2)).expect("JSON");
+    assert_eq!(error["error"]["code"], "folder-overlaps", "{error}");
+    assert_eq!(ben.json(&["status"])[0]["groups"].as_array().map(Vec::len), Some(1), "it has not joined");
+    invite.interrupt();
+    assert!(anna.ran(&["share", &text(&world.dir().join("nowhere")), "--no-invite"]).fails(1).contains("nowhere"));
+}
+
+#[test]
+fn what_is_here_already_is_only_taken_when_it_is_named() {
+    let world = World::new();
+    let (anna, ben) = (world.home("anna").made(), world.home("ben").made());
+    let _serving = [anna.serve(), ben.serve()];
+    let here = world.dir().join("Photos");
+    write(&here.join("x"), "x");
+    let elsewhere = world.dir().join("elsewhere");
+    write(&elsewhere.join("Photos/private"), "mine");
+    let mut share = anna.spawn(&["share", &text(&here), "--json"]);
+    let code = share.line()["code"].as_str().expect("a code").to_owned();
+    let ran = ben.command(&["join", &code]).current_dir(&elsewhere).ran();
+    assert_eq!(ran.status.code(), Some(2), "{ran:?}");
+    assert!(ran.errors.contains("is here already; name it") && ran.errors.contains("syncshell join "), "{ran:?}");
+    assert!(ben.json(&["folders"])[0]["folders"].as_array().is_some_and(Vec::is_empty));
+    // it goes on from there
+    let group = anna.only_folder()["group"].as_str().expect("a group").to_owned();
+    let ran = ben.command(&["join", &group[..8], "Photos"]).current_dir(&elsewhere).ran();
+    ran.success();
+    equal(&here, &elsewhere.join("Photos"));
+    assert_eq!(fs::read_to_string(here.join("private")).expect("synced"), "mine");
+}
+
+#[test]
+fn a_folder_that_is_left_keeps_its_files_and_syncs_no_more() {
+    let world = World::new();
+    let (here, there) = (world.dir().join("here"), world.dir().join("there"));
+    write(&here.join("x"), "x");
+    let (anna, ben) = world.share(&here, &there);
+    let _serving = [anna.serve(), ben.serve()];
+    equal(&here, &there);
+    ben.settled();
+    let errors = ben.ran(&["leave", &text(&there)]).fails(2);
+    assert!(errors.contains("--yes"), "{errors}");
+    let left = ben.json(&["leave", &text(&there), "--yes"]);
+    assert_eq!(left[0]["path"], text(&there));
+    assert_eq!(fs::read_to_string(there.join("x")).expect("stays"), "x");
+    assert!(ben.ran(&["folders"]).success().starts_with("no folder yet"));
+    assert!(ben.ran(&["leave", &text(&there), "--yes"]).fails(2).contains("no folder"));
+    write(&here.join("y"), "y");
+    write(&there.join("z"), "z");
+    anna.ran(&["rescan", "here"]).success();
+    thread::sleep(Duration::from_millis(500));
+    assert!(!there.join("y").exists() && !here.join("z").exists());
+
+    // and may come back, with what changed meanwhile
+    let group = anna.only_folder()["group"].as_str().expect("a group").to_owned();
+    ben.ran(&["join", &group, &text(&there)]).success();
+    equal(&here, &there);
+    assert!(here.join("z").exists() && there.join("y").exists());
+}
+
+#[test]
+fn a_paused_folder_waits_and_a_rescan_ends_when_all_is_told() {
+    let world = World::new();
+    let (here, there) = (world.dir().join("here"), world.dir().join("there"));
+    write(&here.join("deep/x"), "x");
+    let (anna, ben) = world.share(&here, &there);
+    let _anna = anna.serve();
+    {
+        let _ben = ben.serve();
+        equal(&here, &there);
+        ben.settled();
+        // by a path in it, by its name, and by its id
+        let id = ben.only_folder()["id"].as_str().expect("an id").to_owned();
+        for (verb, what, paused) in [
+            ("pause", text(&there.join("deep")), true),
+            ("resume", "here".to_owned(), false),
+            ("pause", id[..6].to_owned(), true),
+        ] {
+            assert_eq!(ben.json(&[verb, &what]), [serde_json::json!({ "folder": id, "paused": paused })]);
+        }
+        assert_eq!(ben.only_folder()["state"], "paused");
+        write(&here.join("y"), "y");
+        thread::sleep(Duration::from_millis(500));
+        assert!(!there.join("y").exists());
+    }
+    let _ben = ben.serve();
+    assert_eq!(ben.only_folder()["state"], "paused", "also after a restart");
+    ben.ran(&["resume", "--all"]).success();
+    equal(&here, &there);
+
+    for number in 0..50 {
+        write(&here.join(format!("many/{number}")), "x");
+    }
+    let scanned = &anna.json(&["rescan", &text(&here)])[0];
+    // the directories count too
+    assert_eq!(scanned["files"], 54, "{scanned}");
+    assert!(ben.ran(&["rescan", "nothing"]).fails(2).contains("no folder nothing"));
+}
+
+#[test]
+fn what_sync_replaced_can_be_listed_and_restored() {
+    let world = World::new();
+    let (here, there) = (world.dir().join("here"), world.dir().join("there"));
+    write(&here.join("deep/plan.txt"), "first");
+    let (anna, ben) = world.share(&here, &there);
+    let _serving = [anna.serve(), ben.serve()];
+    let (mine, bens) = (here.join("deep/plan.txt"), there.join("deep/plan.txt"));
+    for text in ["second", "third"] {
+        equal(&here, &there);
+        ben.settled();
+        write(&bens, text);
+        until("it arrives", || fs::read_to_string(&mine).is_ok_and(|there| there == text));
+    }
+    let versions = || anna.json(&["versions", &text(&mine)])[0]["versions"].as_array().expect("a list").clone();
+    until("both are kept", || versions().len() == 2);
+    let oldest = versions()[1]["version"].as_u64().expect("a number");
+    assert!(anna.ran(&["versions", &text(&mine)]).success().contains(&format!("@{oldest} 5 B, replaced ")));
+    let aside = world.dir().join("aside.txt");
+    let named = format!("{}@{oldest}", text(&mine));
+    assert_eq!(anna.json(&["restore", &named, "--to", &text(&aside)])[0]["path"], text(&aside));
+    assert_eq!(fs::read_to_string(&aside).expect("there"), "first");
+    assert_eq!(fs::read_to_string(&mine).expect("there"), "third");
+    assert!(anna.ran(&["restore", &named, "--to", &text(&aside)]).fails(2).contains("is there already"));
+    anna.ran(&["restore", &named]).success();
+    until("it arrives", || fs::read_to_string(&bens).is_ok_and(|there| there == "first"));
+    // what it replaced is kept in turn, and the newest
+    anna.ran(&["restore", &text(&mine)]).success();
+    assert_eq!(fs::read_to_string(&mine).expect("there"), "third");
+    equal(&here, &there);
+    ben.settled();
+
+    fs::remove_file(&bens).expect("removed");
+    until("it is gone", || !mine.exists());
+    anna.ran(&["restore", &text(&mine)]).success();
+    equal(&here, &there);
+    assert!(bens.exists());
+    assert!(anna.ran(&["restore", &format!("{}@99999", text(&mine))]).fails(2).contains("no version 99999"));
+    assert!(anna.ran(&["versions", "/etc/passwd"]).fails(2).contains("in no folder"));
+    assert!(ben.ran(&["versions", &text(&there.join("never"))]).success().contains("nothing is kept"));
+}
+
+#[test]
+fn one_way_folders_go_one_way() {
+    let world = World::new();
+    let (anna, ben) = (world.home("anna").made(), world.home("ben").made());
+    let (here, there) = (world.dir().join("here"), world.dir().join("there"));
+    write(&here.join("x"), "x");
+    let _serving = [anna.serve(), ben.serve()];
+    let mut share = anna.spawn(&["share", &text(&here), "--send-only", "--json"]);
+    let code = share.line()["code"].as_str().expect("a code").to_owned();
+    ben.ran(&["join", &code, &text(&there)]).success();
+    share.line();
+    assert_eq!(share.wait().code(), Some(0));
+    equal(&here, &there);
+    write(&there.join("y"), "y");
+    ben.ran(&["rescan", "here"]).success();
+    write(&here.join("z"), "z");
+    until("it arrives", || there.join("z").exists());
+    assert!(!here.join("y").exists());
+    assert_eq!(anna.only_folder()["direction"], "send-only");
+    assert!(anna.ran(&["status"]).success().contains("send-only: changes of others are not taken"));
+}
+
+#[test]
+fn progress_stays_readable_in_a_log_file() {
+    let world = World::new();
+    let (here, there) = (world.dir().join("here"), world.dir().join("there"));
+    fs::create_dir(&here).expect("made");
+    let (anna, ben) = world.share(&here, &there);
+    let _anna = anna.serve();
+    let mut child = ben
+        .command(&["run"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("started");
+    let mut errors = BufReader::new(child.stderr.take().expect("piped"));
+    let child = Reaped(child);
+    fs::write(here.join("large"), vec![b'x'; 8 * MIB]).expect("written");
+    equal(&here, &there);
+    let mut lines = Vec::new();
+    while !lines.last().is_some_and(|line: &String| line.contains("up to date, 1 files, 8.00 MiB")) {
+        let mut line = String::new();
+        assert!(errors.read_line(&mut line).expect("read") > 0, "{lines:?}");
+        assert!(!line.contains('\x1b') && !line.contains('\r'), "{line:?}");
+        lines.push(line);
+    }
+    assert!(lines.len() < 20, "{lines:?}");
+    signal(child.0.id(), Signal::TERM);
+    assert_eq!(child.wait().code(), Some(0));
+    let errors = ben.ran(&["status", "--follow"]).fails(1);
+    assert!(errors.contains("nobody serves this home"), "{errors}");
+}
+
+#[test]
+fn nothing_is_shared_from_a_directory_that_is_no_home() {
+    let world = World::new();
+    for arguments in
+        [&["share", "."][..], &["share", ".", "--no-invite"], &["join", "0000-0000-0000-0000"], &["up"], &["folders"]]
+    {
+        let errors = world.home("nowhere").ran(arguments).fails(5);
+        assert!(errors.contains("nowhere is not a home; run `syncshell init`"), "{errors}");
+        assert!(!world.dir().join("nowhere").exists());
+    }
+}
+
+// ---- in the background ----
+
+#[test]
+fn up_and_down_serve_a_home_in_the_background_and_repeat_harmlessly() {
+    let world = World::new();
+    let home = world.home("anna").made();
+    let up = &home.json(&["up"])[0];
+    assert_eq!(up["started"], true);
+    let pid = up["served_by"].as_u64().expect("a process id");
+    let again = &home.json(&["up"])[0];
+    assert_eq!((&again["started"], &again["served_by"]), (&false.into(), &pid.into()));
+    assert_eq!(home.json(&["status"])[0]["served_by"], pid);
+    let log = home.path.join("run.log");
+    assert_eq!(mode(&log), 0o600);
+    assert!(fs::read_to_string(&log).expect("there").contains("serving "));
+    let mut follow = home.spawn(&["status", "--follow", "--json"]);
+    assert_eq!(home.json(&["down"])[0]["stopped"], true);
+    follow.lines.iter().for_each(drop);
+    assert_eq!(follow.child.0.wait().expect("ended").code(), Some(0), "it ends with the one who served");
+    assert!(!home.path.join("api.sock").exists());
+    assert_eq!(home.json(&["down"])[0]["stopped"], false);
+    assert_eq!(home.json(&["status"])[0]["served_by"], Value::Null);
+
+    // what keeps it from serving is said
+    fs::write(home.path.join("sync.db"), vec![b'x'; 10_000]).expect("written");
+    let errors = home.ran(&["up"]).fails(1);
+    assert!(errors.contains("ended before it served"), "{errors}");
+}
+
+#[test]
+fn the_unit_names_this_program_and_this_home() {
+    let world = World::new();
+    let home = world.home("anna").made();
+    let unit = home.ran(&["unit"]).success();
+    let expected = format!("ExecStart=\"{PROGRAM}\" \"--home\" \"{}\" \"run\"", home.path.display());
+    assert!(unit.lines().any(|line| line == expected), "{unit}");
+    let path = world.dir().join(".config/systemd/user/syncshell.service");
+    assert_eq!(home.json(&["unit", "--install"])[0]["installed"], text(&path));
+    assert_eq!(fs::read_to_string(&path).expect("written"), unit);
+    home.ran(&["unit", "--install"]).success();
+    fs::write(&path, "mine").expect("written");
+    home.ran(&["unit", "--install"]).fails(2);
+    assert_eq!(fs::read_to_string(&path).expect("there"), "mine");
+}
+
+// ---- the local API beside the socket ----
+
+#[test]
+fn on_the_loopback_network_only_the_token_under_the_right_name_gets_in() {
+    let world = World::new();
+    let home = world.home("anna").made();
+    let mut serving = home.spawn(&["run", "--json", "--until-eof", "--api-port", "0"]);
+    let line = serving.line();
+    let address = line["api"].as_str().expect("an address").to_owned();
+    let file = home.path.join("api-token");
+    assert_eq!(mode(&file), 0o600);
+    let token = fs::read_to_string(&file).expect("there");
+    assert_eq!(token.len(), 64);
+    let bearer = format!("authorization: Bearer {token}");
+    let ask = |host: &str, headers: &[&str]| {
+        let mut stream = std::net::TcpStream::connect(&address).expect("served");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
+        write!(stream, "GET /v1/status HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{headers}\r\n").expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("read");
+        answer
+    };
+    assert!(ask(&address, &[VERSION_LINE, &bearer]).starts_with("HTTP/1.1 200 "));
+    let port = address.rsplit(':').next().expect("a port");
+    assert!(ask(&format!("localhost:{port}"), &[VERSION_LINE, &bearer]).starts_with("HTTP/1.1 200 "));
+    for (host, headers, status, code) in [
+        (&*address, &[VERSION_LINE][..], 401, "no-token"),
+        (&address, &[VERSION_LINE, "authorization: Bearer 00"], 401, "no-token"),
+        (&format!("evil.example:{port}"), &[VERSION_LINE, &bearer], 403, "wrong-host"),
+        ("127.0.0.1", &[VERSION_LINE, &bearer], 403, "wrong-host"),
+        (&address, &[&bearer], 426, "other-version"),
+    ] {
+        let answer = ask(host, headers);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{host} {headers:?}: {answer}");
+        assert!(answer.contains(&format!(r#""code":"{code}""#)), "{host} {headers:?}: {answer}");
+        assert!(!answer.to_ascii_lowercase().contains("access-control-"), "{answer}");
+    }
+    // who can open the socket needs no token
+    assert!(home.http("GET", "/v1/status", &[VERSION_LINE], b"").starts_with("HTTP/1.1 200 "));
+
+    // a stream of events behind the same door
+    let open = |token: &str| {
+        let stream = std::net::TcpStream::connect(&address).expect("served");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        websocket(stream, &format!("ws://{address}/v1/events"), &[("authorization", &format!("Bearer {token}"))])
+    };
+    assert!(open("00").is_err());
+    let mut events = open(&token).expect("let in");
+    drop(serving.child.0.stdin.take());
+    until_closed(&mut events);
+    assert_eq!(serving.wait().code(), Some(0));
+    assert!(!file.exists(), "it opens nothing any more");
+}
+
+#[test]
+fn events_come_as_messages_of_a_websocket_too() {
+    let world = World::new();
+    let (here, there) = (world.dir().join("here"), world.dir().join("there"));
+    write(&here.join("x"), "x");
+    let (anna, ben) = world.share(&here, &there);
+    let serving = anna.serve();
+    let stream = UnixStream::connect(anna.path.join("api.sock")).expect("served");
+    stream.set_read_timeout(Some(PATIENCE)).expect("set");
+    let mut events = websocket(stream, "ws://localhost/v1/events", &[]).expect("upgraded");
+    let _ben = ben.serve();
+    let mut seen = Vec::new();
+    while !["connected", "folder"].iter().all(|wanted| seen.iter().any(|event: &Value| event["event"] == *wanted)) {
+        write(&here.join("y"), &seen.len().to_string());
+        let message = events.read().expect("a message");
+        if let tokio_tungstenite::tungstenite::Message::Text(text) = message {
+            let event: Value = serde_json::from_str(&text).expect("JSON");
+            assert_eq!(event["group"].as_str().map(str::len), Some(64), "{event}");
+            seen.push(event);
+        }
+    }
+    let folder = seen.iter().find(|event| event["event"] == "folder").expect("there");
+    assert_eq!(folder["folder"]["path"], text(&here));
+    signal(serving.0.id(), Signal::TERM);
+    until_closed(&mut events);
+    assert_eq!(serving.wait().code(), Some(0));
+}
+
+fn websocket<S: std::io::Read + std::io::Write>(
+    stream: S,
+    uri: &str,
+    headers: &[(&'static str, &str)],
+) -> Result<tokio_tungstenite::tungstenite::WebSocket<S>, String> {
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+
+    let mut request = uri.into_client_request().expect("a request");
+    for (name, value) in headers.iter().chain(&[("syncshell-version", env!("CARGO_PKG_VERSION"))]) {
+        request.headers_mut().insert(*name, value.parse().expect("a value"));
+    }
+    let opened = tokio_tungstenite::tungstenite::client(request, stream);
+    opened.map(|(socket, _)| socket).map_err(|error| error.to_string())
+}
+
+fn until_closed<S: std::io::Read + std::io::Write>(events: &mut tokio_tungstenite::tungstenite::WebSocket<S>) {
+    while let Ok(message) = events.read() {
+        assert!(!message.is_binary());
+    }
+}
+
 // ---- the demo, and the network ----
 
 #[test]
@@ -723,18 +1239,58 @@ fn the_demo_ends_well_and_names_every_step() {
     let dir_text = dir.to_string_lossy();
     let lines = json_lines(&world.ran(&["demo", "--json", "--dir", &dir_text]).success());
     let steps: Vec<_> = lines.iter().filter_map(|line| line["step"].as_str()).collect();
-    let survive = ["kill", "push-while-down", "restart", "catch-up", "pull-after"];
-    let expected =
-        [&["homes", "start", "invite", "join", "push", "push-back"][..], &survive, &survive, &["compare", "stop"]];
-    assert_eq!(steps, expected.concat());
+    let expected = [
+        "folder",
+        "homes",
+        "start",
+        "share",
+        "join",
+        "first-sync",
+        "create",
+        "edit",
+        "rename",
+        "delete",
+        "move-large",
+        "insert",
+        "restore",
+        "kill",
+        "change-while-down",
+        "restart",
+        "catch-up",
+        "conflict",
+        "compare",
+        "stop",
+    ];
+    assert_eq!(steps, expected);
     let end = lines.last().expect("an end");
     assert_eq!(end["ok"], true);
+    assert!(end["files"].as_u64().is_some_and(|files| files > 400), "{end}");
     for home in end["homes"].as_array().expect("two homes") {
         let home = Home { path: home.as_str().expect("a path").into(), ..world.home("x") };
-        assert_eq!(home.pull(0).len(), 202);
+        assert_eq!(home.pull(0).len(), 100);
         assert!(!home.path.join("api.sock").exists(), "nobody serves it any more");
     }
     world.ran(&["demo", "--dir", &dir_text]).fails(1);
+}
+
+#[test]
+fn the_demo_reads_a_folder_of_ones_own_and_leaves_it_alone() {
+    let world = World::new();
+    let own = world.dir().join("own");
+    write(&own.join("deep/down/x.txt"), "mine");
+    std::os::unix::fs::symlink("x.txt", own.join("deep/down/link")).expect("made");
+    let before = tree(&own);
+    let dir = world.dir().join("demo");
+    let lines = json_lines(&world.ran(&["demo", "--json", "--dir", &text(&dir), &text(&own)]).success());
+    let end = lines.last().expect("an end");
+    assert_eq!(end["ok"], true);
+    assert_eq!(tree(&own), before);
+    for folder in end["folders"].as_array().expect("two folders") {
+        let folder = Path::new(folder.as_str().expect("a path"));
+        assert_eq!(fs::read_to_string(folder.join("deep/down/x.txt")).expect("there"), "mine");
+        assert_eq!(fs::read_link(folder.join("deep/down/link")).expect("a link"), Path::new("x.txt"));
+    }
+    world.ran(&["demo", "--dir", &text(&own.join("inside")), &text(&own)]).fails(2);
 }
 
 #[test]
@@ -844,6 +1400,19 @@ impl World {
         let (inviter, joiner) = (self.home(inviter).made(), self.home(joiner).made());
         join_by_code(&inviter, &joiner);
         (inviter, joiner)
+    }
+
+    /// Two homes that share a folder, with nobody serving.
+    fn share(&self, here: &Path, there: &Path) -> (Home, Home) {
+        let (anna, ben) = (self.home("anna").made(), self.home("ben").made());
+        let mut share = anna.spawn(&["share", &text(here), "--json"]);
+        let code = share.line()["code"].as_str().expect("a code").to_owned();
+        let mut join = ben.spawn(&["join", &code, &text(there), "--json"]);
+        while join.line()["event"] != "placed" {}
+        assert_eq!(share.line()["event"], "joined");
+        assert_eq!(join.interrupt().code(), Some(0));
+        assert_eq!(share.interrupt().code(), Some(0));
+        (anna, ben)
     }
 
     fn ran(&self, arguments: &[&str]) -> Ran {
@@ -1026,6 +1595,17 @@ impl Home {
         in_order(blobs)
     }
 
+    fn only_folder(&self) -> Value {
+        let folders = self.json(&["folders"])[0]["folders"].clone();
+        assert_eq!(folders.as_array().map(Vec::len), Some(1), "{folders}");
+        folders[0].clone()
+    }
+
+    /// Waits until its only folder has nothing left to do.
+    fn settled(&self) {
+        until("nothing is left to do", || self.only_folder()["state"] == "up-to-date");
+    }
+
     fn plain_status(&self) -> String {
         let device = self.json(&["status"])[0]["device"].as_str().expect("an id").to_owned();
         let status = self.ran(&["status"]).success();
@@ -1105,6 +1685,58 @@ fn in_order(blobs: Vec<Blob>) -> Vec<Blob> {
 
 fn json_lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("a JSON object a line")).collect()
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().expect("text").to_owned()
+}
+
+/// Writes a file, and before it the directories it is in.
+fn write(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+    fs::write(path, text).expect("written");
+}
+
+/// What is in a folder, by path below it.
+fn tree(root: &Path) -> std::collections::BTreeMap<PathBuf, String> {
+    let mut found = std::collections::BTreeMap::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let Ok(kind) = entry.file_type() else { continue };
+            let content = match kind {
+                kind if kind.is_symlink() => fs::read_link(&path).map(|to| format!("-> {}", to.display())),
+                kind if kind.is_file() => fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+                _ if entry.file_name() == ".syncshell" => continue,
+                _ => {
+                    left.push(path.clone());
+                    Ok("directory".to_owned())
+                }
+            };
+            let below = path.strip_prefix(root).expect("below").to_owned();
+            // it may go while it is read
+            found.insert(below, content.unwrap_or_default());
+        }
+    }
+    found
+}
+
+/// Waits until two folders hold the same.
+fn equal(one: &Path, other: &Path) {
+    let give_up = Instant::now() + PATIENCE;
+    while !other.is_dir() || tree(one) != tree(other) {
+        assert!(Instant::now() < give_up, "{:?}\n{:?}", tree(one).keys(), tree(other).keys());
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let give_up = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < give_up, "waited too long until {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn mode(path: &Path) -> u32 {

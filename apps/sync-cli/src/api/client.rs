@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::socket::{self, Address};
 use super::{
     Devices, EventLine, Folders, Handed, Invite, JoinLine, JoinRequest, Joined, OfferedFolders, Outcome, Overview,
-    Page, PlaceRequest, Pushed, RestoreRequest, Restored, RevokeRequest, VERSION, VERSION_HEADER, Versions,
+    Page, PlaceRequest, Pushed, RestoreRequest, Restored, RevokeRequest, Undone, VERSION, VERSION_HEADER, Versions,
     VersionsRequest,
 };
 use crate::exit::Failure;
@@ -135,6 +135,14 @@ impl ApiClient {
 
     pub(crate) async fn leave(&self, folder: &str) -> Result<(), Failure> {
         self.done(&format!("/v1/folders/{folder}/leave"), Bytes::new()).await
+    }
+
+    pub(crate) async fn confirm(&self, folder: &str) -> Result<(), Failure> {
+        self.done(&format!("/v1/folders/{folder}/confirm"), Bytes::new()).await
+    }
+
+    pub(crate) async fn undo(&self, folder: &str) -> Result<Undone, Failure> {
+        self.ask(Method::POST, &format!("/v1/folders/{folder}/undo"), Bytes::new(), SCAN_PATIENCE).await
     }
 
     pub(crate) async fn versions(&self, folder: &str, path: &str) -> Result<Versions, Failure> {

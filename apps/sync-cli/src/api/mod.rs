@@ -247,6 +247,12 @@ pub(crate) struct Restored {
     pub(crate) path: PathBuf,
 }
 
+/// How many paths were put back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Undone {
+    pub(crate) paths: u64,
+}
+
 /// Asks to limit what fetching and serving files use together, each way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RateRequest {

@@ -29,8 +29,8 @@ use super::loopback::{self, Guard, Loopback};
 use super::socket::{self, Address};
 use super::{
     Devices, Folders, Handed, Invite, JoinLine, JoinRequest, OfferedFolders, Outcome, Overview, PAGE_BLOBS, Page,
-    PlaceRequest, Pushed, RateRequest, RestoreRequest, Restored, RevokeRequest, VERSION, VERSION_HEADER, Versions,
-    VersionsRequest,
+    PlaceRequest, Pushed, RateRequest, RestoreRequest, Restored, RevokeRequest, Undone, VERSION, VERSION_HEADER,
+    Versions, VersionsRequest,
 };
 use crate::exit::Failure;
 use crate::service::{Events, Service};
@@ -135,6 +135,8 @@ fn routes() -> Vec<Route> {
         acts("/v1/folders/{folder}/resume", resume),
         acts("/v1/folders/{folder}/rescan", rescan),
         acts("/v1/folders/{folder}/leave", leave),
+        acts("/v1/folders/{folder}/confirm", confirm),
+        acts("/v1/folders/{folder}/undo", undo),
         acts("/v1/folders/{folder}/versions", versions),
         acts("/v1/folders/{folder}/restore", restore),
         acts("/v1/limit-rate", limit_rate),
@@ -433,6 +435,15 @@ async fn leave(State(app): State<App>, Path(folder): Path<String>) -> Answer<ser
     done()
 }
 
+async fn confirm(State(app): State<App>, Path(folder): Path<String>) -> Answer<serde_json::Value> {
+    app.service.confirm(&folder).await?;
+    done()
+}
+
+async fn undo(State(app): State<App>, Path(folder): Path<String>) -> Answer<Undone> {
+    app.unless_stopped(app.service.undo(&folder)).await
+}
+
 async fn versions(
     State(app): State<App>,
     Path(folder): Path<String>,
@@ -490,4 +501,155 @@ fn json_lines<T: Serialize>(values: impl Stream<Item = T> + Send + 'static, app:
     });
     let until_stop = lines.take_until(app.stop.clone().cancelled_owned());
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(until_stop)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+    use sync_client::folders::{DeviceStatus, Direction, KeptVersion, Offered, RestoreTo};
+
+    use super::*;
+    use crate::api::{Blob, Event, EventLine, Folders};
+    use crate::select::tests::folder;
+
+    fn description() -> Value {
+        serde_json::from_str(include_str!("../../../../docs/openapi.json")).expect("JSON")
+    }
+
+    #[test]
+    fn every_route_is_described_and_no_other() {
+        let served: BTreeSet<_> =
+            routes().iter().map(|route| (route.path.to_owned(), route.method.to_owned())).collect();
+        assert_eq!(served.len(), routes().len());
+        let description = description();
+        let paths = description["paths"].as_object().expect("paths");
+        let described: BTreeSet<_> = paths
+            .iter()
+            .flat_map(|(path, methods)| {
+                methods.as_object().into_iter().flatten().map(|(method, _)| (path.clone(), method.clone()))
+            })
+            .collect();
+        assert_eq!(served, described);
+        for (path, operation) in paths.iter().flat_map(|(path, methods)| {
+            methods.as_object().into_iter().flatten().map(move |(_, operation)| (path, operation))
+        }) {
+            let named: BTreeSet<_> = operation["parameters"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|each| each["in"] == "path")
+                .map(|each| each["name"].as_str().unwrap_or_default().to_owned())
+                .collect();
+            let in_path: BTreeSet<_> = path
+                .split('/')
+                .filter_map(|part| Some(part.strip_prefix('{')?.strip_suffix('}')?.to_owned()))
+                .collect();
+            assert_eq!(named, in_path, "{path}");
+        }
+        // the same for people
+        let manual = include_str!("../../../../docs/local-api.md");
+        for (path, _) in served {
+            let last = path.rsplit('/').next().unwrap_or_default();
+            let short = path.replace("{id}", "ID").replace("{folder}", "ID");
+            assert!(manual.contains(&short) || manual.contains(&format!("…/{last}`")), "{path}");
+        }
+    }
+
+    #[test]
+    fn every_reference_of_the_description_leads_somewhere() {
+        fn check(value: &Value, whole: &Value) {
+            if let Some(reference) = value["$ref"].as_str() {
+                let pointer = reference.strip_prefix('#').expect("within the description");
+                assert!(whole.pointer(pointer).is_some(), "{reference}");
+            }
+            match value {
+                Value::Object(fields) => fields.values().for_each(|value| check(value, whole)),
+                Value::Array(values) => values.iter().for_each(|value| check(value, whole)),
+                _ => {}
+            }
+        }
+        let whole = description();
+        check(&whole, &whole);
+    }
+
+    #[test]
+    fn what_is_sent_has_the_fields_that_are_described() {
+        let folder = folder("aa", "photos", Path::new("/photos"));
+        let kept = KeptVersion { version: 1, path: "a".into(), at: 1, modified: -1, size: 1, hash: None };
+        let offered = Offered { id: "aa".into(), name: "photos".into(), path: None };
+        let device = DeviceStatus {
+            name: "anna".into(),
+            device: "dd".into(),
+            groups: vec![],
+            state: "this".into(),
+            address: None,
+            rtt_us: None,
+            last_seen_ms: None,
+        };
+        let place = PlaceRequest { path: "/photos".into(), name: None, direction: Direction::Both };
+        let restore = RestoreRequest { path: "a".into(), version: 1, to: RestoreTo::Place };
+        let overview = Overview {
+            version: "1".into(),
+            served_by: None,
+            home: "/h".into(),
+            name: "anna".into(),
+            device: "dd".into(),
+            warnings: vec![],
+            api: None,
+            groups: vec![],
+            folders: vec![],
+        };
+        let invite = Invite { id: "1".into(), group: "2".into(), code: "3".into(), link: "4".into(), expires: 5 };
+        let blob = Blob { cursor: 1, blob_id: "0".into(), sender: "1".into(), timestamp: 1, bytes: vec![] };
+        let described: BTreeMap<&str, Vec<Value>> = [
+            ("FolderStatus", vec![json!(folder)]),
+            ("Folders", vec![json!(Folders { folders: vec![] })]),
+            ("KeptVersion", vec![json!(kept)]),
+            ("Offered", vec![json!(offered)]),
+            ("DeviceStatus", vec![json!(device)]),
+            ("PlaceRequest", vec![json!(place)]),
+            ("RestoreRequest", vec![json!(restore)]),
+            ("Overview", vec![json!(overview)]),
+            ("Invite", vec![json!(invite)]),
+            ("Blob", vec![json!(blob)]),
+            ("Pushed", vec![json!(Pushed { cursor: 1, blob_id: "0".into() })]),
+            ("RateRequest", vec![json!(RateRequest { bytes_per_second: None })]),
+            ("Undone", vec![json!(Undone { paths: 1 })]),
+            (
+                "Outcome",
+                vec![json!(Outcome::Expired), json!(Outcome::Joined { name: "ben".into(), author: "1".into() })],
+            ),
+            ("Failure", vec![json!(Failure::usage("x"))]),
+            (
+                "EventLine",
+                [
+                    Event::Folder { folder: Box::new(folder.clone()) },
+                    Event::FolderConflict { folder: "aa".into(), path: "a".into() },
+                    Event::FolderLeft { folder: "aa".into() },
+                    Event::Lagged { missed: 1 },
+                    Event::Connected { replica: "1".into(), name: "ben".into(), max_cursor: 1, pending: 0 },
+                ]
+                .map(|event| json!(EventLine { group: "ab".into(), event }))
+                .into(),
+            ),
+        ]
+        .into();
+        let description = description();
+        for (name, values) in described {
+            let schema = &description["components"]["schemas"][name];
+            for value in values {
+                let fields = value.as_object().expect("an object");
+                for field in fields.keys() {
+                    assert!(schema["properties"].get(field).is_some(), "{name} is not described to have {field}");
+                }
+                for field in schema["required"].as_array().expect("a list") {
+                    assert!(fields.contains_key(field.as_str().expect("a name")), "{name} has no {field}");
+                }
+            }
+        }
+        assert_eq!(json!(restore)["to"], "place");
+    }
 }

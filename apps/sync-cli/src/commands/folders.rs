@@ -12,7 +12,7 @@ pub(crate) struct Args {}
 
 impl Args {
     pub(crate) async fn run(self, global: &Global, out: Output) -> Result<(), Failure> {
-        let backend = Backend::open(global, Mode::Offline).await?;
+        let backend = Backend::open(global, Mode::Online).await?;
         let folders = backend.folders().await;
         backend.close().await;
         let mut folders = folders?;

@@ -31,7 +31,7 @@ struct Left<'a> {
 
 impl Args {
     pub(crate) async fn run(self, global: &Global, out: Output) -> Result<(), Failure> {
-        let backend = Backend::open(global, Mode::Offline).await?;
+        let backend = Backend::open(global, Mode::Online).await?;
         let result = self.leave(&backend, out).await;
         backend.close().await;
         result

@@ -3,6 +3,7 @@
 pub(crate) mod demo;
 pub(crate) mod devices;
 pub(crate) mod folders;
+pub(crate) mod held;
 pub(crate) mod init;
 pub(crate) mod invite;
 pub(crate) mod join;

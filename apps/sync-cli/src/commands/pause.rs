@@ -55,7 +55,7 @@ impl Resume {
 
 impl Which {
     async fn set(&self, paused: bool, global: &Global, out: Output) -> Result<(), Failure> {
-        let backend = Backend::open(global, Mode::Offline).await?;
+        let backend = Backend::open(global, Mode::Online).await?;
         let result = self.set_each(&backend, paused, global.group(), out).await;
         backend.close().await;
         result

@@ -18,7 +18,7 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) async fn run(self, global: &Global, out: Output) -> Result<(), Failure> {
         let mut stop = Stop::listen()?;
-        let backend = stop.or(Backend::open(global, Mode::Offline)).await?;
+        let backend = stop.or(Backend::open(global, Mode::Online)).await?;
         let scanned = tokio::select! {
             scanned = self.rescan(&backend) => scanned,
             () = stop.requested() => {

@@ -59,7 +59,7 @@ impl<'a> Placed<'a> {
 impl Args {
     pub(crate) async fn run(self, global: &Global, out: Output) -> Result<(), Failure> {
         let mut stop = Stop::listen()?;
-        let mode = if self.no_invite { Mode::Offline } else { Mode::Serve };
+        let mode = if self.no_invite { Mode::Online } else { Mode::Serve };
         let backend = stop.or(Backend::open(global, mode)).await?;
         let result = self.share(&backend, global, &mut stop, out).await;
         backend.close().await;

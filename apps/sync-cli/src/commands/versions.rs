@@ -23,7 +23,7 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) async fn run(self, global: &Global, out: Output) -> Result<(), Failure> {
-        let backend = Backend::open(global, Mode::Offline).await?;
+        let backend = Backend::open(global, Mode::Online).await?;
         let versions = self.versions(&backend).await;
         backend.close().await;
         let versions = versions?;

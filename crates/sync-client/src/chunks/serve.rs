@@ -15,8 +15,9 @@ use super::wire::Packed;
 use super::{BULK_PRIORITY, ChunkSource, PACED_PIECE, Pace};
 use crate::group::Group;
 
-/// Streams of one peer that are answered beside each other; more wait.
-const MAX_STREAMS: usize = 4;
+/// Streams of one peer that are answered beside each other, two for each folder; more wait. One that is idle costs little,
+/// and all share what is read ahead.
+const MAX_STREAMS: usize = 64;
 /// Bytes read ahead for one peer, on all its streams.
 const READ_AHEAD: u32 = 16 << 20;
 /// Bytes read in one go: enough that changing threads weighs nothing, little enough that sending starts soon.

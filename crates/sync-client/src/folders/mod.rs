@@ -277,6 +277,12 @@ impl Device {
         for folder in self.inner.folders.all() {
             statuses.push(folder.status().await?);
         }
+        let running: Vec<String> = statuses.iter().map(|status| status.id.clone()).collect();
+        for row in self.inner.placed().await? {
+            if !running.contains(&row.id.to_string()) {
+                statuses.push(resting(&self.inner, row).await?);
+            }
+        }
         statuses.sort_by(|one, other| (&one.name, &one.id).cmp(&(&other.name, &other.id)));
         Ok(statuses)
     }
@@ -381,6 +387,34 @@ impl Device {
         }
         Ok(devices)
     }
+}
+
+/// A folder that this process does not serve.
+async fn resting(device: &Inner, row: FolderRow) -> Result<FolderStatus, ClientError> {
+    let fid = row.fid;
+    let totals = device.shared.store.read(move |reader| reader.folder_totals(fid)).await?;
+    let settings = Settings::of(&row);
+    Ok(FolderStatus {
+        id: row.id.to_string(),
+        group: row.group.to_string(),
+        name: row.name,
+        path: PathBuf::from(row.root.unwrap_or_default()),
+        direction: settings.direction,
+        state: if settings.paused { FolderState::Paused } else { FolderState::Stopped },
+        problem: Some("nobody serves this home; `syncshell run` or `syncshell up` does".to_owned()),
+        watching: Watching::Rescans,
+        files: totals.files,
+        bytes: totals.bytes,
+        pending_files: totals.pending_files,
+        pending_bytes: totals.pending_bytes,
+        scanned_files: 0,
+        scan_ms: None,
+        fetched_bytes: 0,
+        served_bytes: 0,
+        reused_bytes: 0,
+        problems: Vec::new(),
+        conflicts: Vec::new(),
+    })
 }
 
 /// A path as the database keeps it.

@@ -568,8 +568,17 @@ fn weight(change: &Change) -> usize {
 /// What becomes of a change.
 struct Step {
     change: usize,
-    /// Its place in the batch; none where the disk has what the group says already.
-    record: Option<(u16, Record)>,
+    said: Said,
+}
+
+/// What a look at a path comes to.
+enum Said {
+    /// It is what it was: only the look is new.
+    Same,
+    /// It is what the group says already.
+    Adopted,
+    /// A record, and its place in the batch.
+    Told(u16, Record),
 }
 
 /// Appends records of changes and takes them into the index in one commit; the paths whose index changed meanwhile.
@@ -587,16 +596,17 @@ async fn tell(folder: &Arc<Folder>, changes: Vec<Change>) -> Result<Vec<TreePath
                     stale.push(change.path.clone());
                     continue;
                 }
-                match record(change, row.as_ref())? {
-                    None => steps.push(Step { change: at, record: None }),
-                    Some(_) if direction == Direction::ReceiveOnly => {}
-                    Some(record) => {
-                        let Ok(index) = u16::try_from(batch.records.len()) else {
-                            stale.push(change.path.clone());
-                            continue;
-                        };
-                        batch.records.push(record.clone());
-                        steps.push(Step { change: at, record: Some((index, record)) });
+                let Ok(index) = u16::try_from(batch.records.len()) else {
+                    stale.push(change.path.clone());
+                    continue;
+                };
+                match say(change, row.as_ref(), index)? {
+                    Said::Told(..) if direction == Direction::ReceiveOnly => {}
+                    said => {
+                        if let Said::Told(_, record) = &said {
+                            batch.records.push(record.clone());
+                        }
+                        steps.push(Step { change: at, said });
                     }
                 }
             }
@@ -614,16 +624,19 @@ async fn tell(folder: &Arc<Folder>, changes: Vec<Change>) -> Result<Vec<TreePath
               appended: Option<&sync_store::Appended>,
               (steps, stale): (Vec<Step>, Vec<TreePath>)| {
             let mut pending = false;
-            for Step { change, record } in steps {
-                let Change { path, after, .. } = &changes[change];
+            for Step { change, said } in steps {
+                let Change { path, after, before } = &changes[change];
                 let key = path.key();
                 let mut versions = rows::versions(txn.reader().file(fid, &key)?.as_ref())?;
-                let vector = match (record, appended) {
-                    (Some((index, record)), Some(appended)) => {
+                let vector = match (said, appended) {
+                    (Said::Told(index, record), Some(appended)) => {
                         let version = Version::new(&record, Dot::new(appended.author, appended.number, index));
                         let vector = version.vector.clone();
                         versions.insert(version);
                         vector
+                    }
+                    (Said::Same, _) => {
+                        before.as_ref().map(|disk| rows::decode_vector(&disk.vector)).unwrap_or_default()
                     }
                     _ => versions.agreed(),
                 };
@@ -660,8 +673,8 @@ async fn tell(folder: &Arc<Folder>, changes: Vec<Change>) -> Result<Vec<TreePath
     Ok(stale)
 }
 
-/// The record that tells a change; none where the group says the same already.
-fn record(change: &Change, row: Option<&FileRow>) -> Result<Option<Record>, StoreError> {
+/// What is to be said of a change: a record at a place of the batch, or nothing.
+fn say(change: &Change, row: Option<&FileRow>, index: u16) -> Result<Said, StoreError> {
     let versions = rows::versions(row)?;
     let winner = versions.winner();
     let (node, mode, mtime) = match &change.after {
@@ -672,7 +685,11 @@ fn record(change: &Change, row: Option<&FileRow>) -> Result<Option<Record>, Stor
             _ => (node.clone(), stat.mode, stat.mtime),
         },
     };
+    let before = change.before.as_ref().map(|disk| rows::disk(disk, &versions));
     // a time that changed alone is no change of content, and stays here
+    if before.as_ref().is_some_and(|before| before.node.is_same(&node) && before.mode == mode) {
+        return Ok(Said::Same);
+    }
     let said = match winner {
         None => node == Node::Deleted,
         Some(winner) => {
@@ -682,9 +699,8 @@ fn record(change: &Change, row: Option<&FileRow>) -> Result<Option<Record>, Stor
         }
     };
     if said {
-        return Ok(None);
+        return Ok(Said::Adopted);
     }
-    let before = change.before.as_ref().map(|disk| rows::disk(disk, &versions));
     let basis = basis(&versions, before.as_ref());
-    Ok(Some(Record { path: change.path.clone(), node, mode, mtime, basis }))
+    Ok(Said::Told(index, Record { path: change.path.clone(), node, mode, mtime, basis }))
 }

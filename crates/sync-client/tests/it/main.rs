@@ -2,6 +2,7 @@
 
 mod chunks;
 mod files;
+mod folders;
 mod hostile;
 mod members;
 mod pairing_attacks;

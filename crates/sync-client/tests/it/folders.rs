@@ -326,3 +326,52 @@ async fn a_large_file_with_a_changed_middle_moves_only_the_change() {
     let moved = only(&shared.b).await.fetched_bytes - before;
     assert!(moved <= 6 << 20, "{moved} bytes were fetched");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_right_after_an_arrival_follows_it() {
+    let site = Site::new();
+    write(&site.path("left/note"), "0");
+    let shared = Shared::of(site).await;
+    shared.equal().await;
+    for round in 1..6 {
+        let (from, to) = if round % 2 == 0 { (shared.left(), shared.right()) } else { (shared.right(), shared.left()) };
+        let text = format!("edit number {round}");
+        write(&from.join("note"), &text);
+        let start = Instant::now();
+        while std::fs::read(to.join("note")).ok().as_deref() != Some(text.as_bytes()) {
+            assert!(start.elapsed() < PATIENCE, "edit {round} does not arrive");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    shared.equal().await;
+    assert_eq!(tree(&shared.left()).keys().collect::<Vec<_>>(), [Path::new("note")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_holds_several_folders() {
+    let site = Site::new();
+    for number in 0..4 {
+        write(&site.path(&format!("left {number}/file")), format!("of folder {number}"));
+    }
+    let shared = Shared::of(site).await;
+    let group = only(&shared.a).await.group.parse().expect("an id");
+    for number in 0..4 {
+        let left = shared.site.path(&format!("left {number}"));
+        let status = shared.a.share_folder(&left, Some(group), FolderOptions::default()).await.expect("shares");
+        let folder: FolderId = status.id.parse().expect("an id");
+        let right = shared.site.path(&format!("right {number}"));
+        let start = Instant::now();
+        while let Err(error) = shared.b.place_folder(group, folder, &right, FolderOptions::default()).await {
+            assert!(error.code() == "unknown-folder" && start.elapsed() < PATIENCE, "{error}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    for number in 0..4 {
+        let start = Instant::now();
+        while tree(&shared.site.path(&format!("left {number}"))) != tree(&shared.site.path(&format!("right {number}")))
+        {
+            assert!(start.elapsed() < PATIENCE, "folder {number}: {:?}", shared.b.folders().await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}

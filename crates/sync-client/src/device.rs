@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
+use crate::chunks::Pace;
 use crate::client::SyncClient;
 use crate::config::Config;
 use crate::error::ClientError;
@@ -99,6 +100,8 @@ pub(crate) struct Inner {
     pub(crate) folders: Folders,
     /// Bytes per second that chunks may use each way.
     pub(crate) limit: watch::Sender<Option<u64>>,
+    /// Of serving and of fetching, for all groups together.
+    pub(crate) paces: [Arc<Pace>; 2],
 }
 
 impl std::fmt::Debug for Inner {
@@ -237,6 +240,7 @@ impl Device {
             rendezvous.push(Arc::new(Lan::default()));
         }
         let device_id = device_id(&device_secret);
+        let limit = watch::channel(None).0;
         let inner = Arc::new(Inner {
             shared,
             lock: Mutex::new(Some(lock)),
@@ -255,7 +259,8 @@ impl Device {
             warnings,
             home: home.path().to_owned(),
             folders: Folders::default(),
-            limit: watch::channel(None).0,
+            paces: [Arc::new(Pace::new(limit.subscribe())), Arc::new(Pace::new(limit.subscribe()))],
+            limit,
         });
         // what is started ends with this, also when opening fails or is dropped
         let device = Self { inner: Owner::new(inner) };

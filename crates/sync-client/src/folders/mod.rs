@@ -88,6 +88,8 @@ async fn start(device: &Arc<Inner>, group: &Arc<Group>, row: &FolderRow) -> Resu
     let chunker = Charter::decode(&charter).map_err(crate::keys::KeysError::from)?.chunker;
     let spawn = |task| device.spawn(task);
     if let Some(folder) = Folder::start(group.clone(), row, &chunker, device.closed().child_token(), spawn)? {
+        let [serving, fetching] = device.paces.clone();
+        group.set_chunk_pace(serving, fetching);
         group.set_chunk_source(Arc::new(serve::Source::new(device, group)));
         device.folders.running().insert(row.id, folder);
     }

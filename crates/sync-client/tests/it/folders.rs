@@ -375,3 +375,21 @@ async fn a_group_holds_several_folders() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_the_rate_is_kept_until_it_is_lifted() {
+    let shared = Shared::of(Site::new()).await;
+    shared.equal().await;
+    shared.b.limit_rate(Some(256 << 10)).await.expect("limits");
+    let bytes = noise(24 << 20);
+    write(&shared.left().join("large"), &bytes);
+    let start = Instant::now();
+    while only(&shared.b).await.fetched_bytes == 0 {
+        assert!(start.elapsed() < PATIENCE, "nothing arrives");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!shared.right().join("large").exists(), "24 MiB at a quarter of one a second");
+    shared.b.limit_rate(None).await.expect("lifts");
+    shared.equal().await;
+}

@@ -270,7 +270,7 @@ impl<'s> Scan<'s> {
             };
             let walked = match look {
                 Look::Everything => scan.below(None),
-                Look::Paths(paths) => paths.into_iter().try_for_each(|path| scan.one(path)),
+                Look::Paths(paths) => scan.each(paths),
             };
             // an unmounted disk looks empty: what is missing counts only while the folder is there
             let finished = walked.and_then(|()| sound()).and_then(|()| scan.finish());
@@ -282,15 +282,23 @@ impl<'s> Scan<'s> {
         Ok(again.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn row(&self, path: &TreePath) -> Result<Option<FileRow>, Stop> {
-        let (fid, key) = (self.folder.fid, path.key());
-        Ok(self.handle.block_on(self.folder.store().read(move |reader| reader.file(fid, &key)))?)
-    }
-
-    /// Looks at one path and everything below it.
-    fn one(&mut self, path: TreePath) -> Result<(), Stop> {
-        let row = self.row(&path)?;
-        self.below(Some((path, row)))
+    /// Looks at paths and everything below them; of files that are as the index says, as all are that were just applied,
+    /// no more than that.
+    fn each(&mut self, paths: BTreeSet<TreePath>) -> Result<(), Stop> {
+        let fid = self.folder.fid;
+        let rows: Vec<Option<FileRow>> =
+            self.folder.store().read_here(|reader| paths.iter().map(|path| reader.file(fid, &path.key())).collect())?;
+        for (path, row) in paths.into_iter().zip(rows) {
+            let disk = row.as_ref().and_then(|row| row.disk.as_ref()).filter(|disk| !rows::is_directory(disk));
+            let same = disk.is_some_and(|disk| match walk::stat(self.root, &path) {
+                Ok(Some((stat, _))) => rows::looks_the_same(disk, &stat),
+                _ => false,
+            });
+            if !same {
+                self.below(Some((path, row)))?;
+            }
+        }
+        Ok(())
     }
 
     /// Walks a path, or the whole folder, beside the index in the same order.

@@ -296,14 +296,23 @@ async fn a_mass_deletion_is_held_back_until_it_is_confirmed_or_undone() {
     let shared = Shared::of(site).await;
     shared.equal().await;
     let clear = || (0..30).for_each(|n| std::fs::remove_file(shared.left().join(format!("{n}"))).expect("removes"));
-    clear();
+    // all at once for the other device, however it is noticed here
+    let clear_while_away = async || {
+        shared.b.pause_folder(shared.folder, true).await.expect("pauses");
+        clear();
+        shared.a.rescan_folder(shared.folder).await.expect("rescans");
+        let alice = shared.a.only_client().expect("a client");
+        assert!(!alice.handed_to(alice.last_cursor(), PATIENCE).await.is_empty());
+        shared.b.pause_folder(shared.folder, false).await.expect("resumes");
+    };
+    clear_while_away().await;
     let held = until_held(&shared.b).await;
     assert!(held.contains("deleted 30") && held.contains("syncshell confirm"), "{held}");
     assert_eq!(tree(&shared.right()).len(), 40);
     assert_eq!(shared.b.undo_folder(shared.folder).await.expect("undoes"), 30);
     shared.equal().await;
     assert_eq!(tree(&shared.left()).len(), 40);
-    clear();
+    clear_while_away().await;
     until_held(&shared.b).await;
     shared.b.confirm_folder(shared.folder).await.expect("confirms");
     shared.equal().await;

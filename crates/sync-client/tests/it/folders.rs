@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 use sync_client::folders::{Direction, FolderOptions, FolderState, FolderStatus, RestoreTo};
 use sync_client::{Device, FolderId};
+use sync_types::folder::{
+    ChunkRef, Chunks, FileContent, KIND_RECORDS, Node, Record, RecordBatch, TreePath, Vector, folder_stream,
+};
 
 use crate::site::*;
 
@@ -401,4 +404,161 @@ async fn a_limit_of_the_rate_is_kept_until_it_is_lifted() {
     assert!(!shared.right().join("large").exists(), "24 MiB at a quarter of one a second");
     shared.b.limit_rate(None).await.expect("lifts");
     shared.equal().await;
+}
+
+/// A folder at alice's, with a member in its group who means it ill.
+struct Hostile {
+    site: Site,
+    a: Device,
+    mallory: Member,
+    talk: Talk,
+    folder: FolderId,
+    sent: Vec<Vec<u8>>,
+    _raw: Raw,
+}
+
+impl Hostile {
+    async fn new() -> Self {
+        let site = Site::new();
+        let a = site.device("a").await;
+        write(&site.path("left/mine"), "mine");
+        write(&site.path("outside/secret"), "secret");
+        let status = a.share_folder(&site.path("left"), None, FolderOptions::default()).await.expect("shares");
+        let alice = a.only_client().expect("a client");
+        let target = {
+            let invite = a.invite(alice.group(), LIFETIME).await.expect("invites");
+            Target::of_link(&invite.link, alice.group())
+        };
+        let raw = Raw::new().await;
+        let mallory = raw.join(&alice).await;
+        let mut talk = raw.dial(&target).await;
+        talk.go_live(&mallory, Offer::default()).await;
+        let folder = status.id.parse().expect("an id");
+        Self { site, a, mallory, talk, folder, sent: Vec::new(), _raw: raw }
+    }
+
+    /// Sends the body of an entry with records, whatever it is.
+    async fn send(&mut self, body: &[u8]) {
+        let plain = sync_crypto::content::encode(&folder_stream(&self.folder), KIND_RECORDS, body).expect("fits");
+        let previous = self.sent.last().map_or(sync_types::EnvelopeHash::NONE, |bytes| hash_of(bytes));
+        let number = self.sent.len() as u64 + 1;
+        let entry = self.mallory.seal(self.mallory.header(number, previous), &plain);
+        self.sent.push(entry.clone());
+        self.talk.push(vec![entry], number).await;
+    }
+
+    async fn records(&mut self, records: Vec<Record>) {
+        self.send(&RecordBatch { records }.encode()).await;
+    }
+
+    /// That nothing happened outside, and that the folder goes on.
+    async fn unharmed(&self) {
+        write(&self.site.path("left/later"), "later");
+        self.a.rescan_folder(self.folder).await.expect("rescans");
+        assert_eq!(std::fs::read(self.site.path("left/mine")).expect("reads"), b"mine");
+        let outside = tree(&self.site.path("outside"));
+        assert_eq!(outside.keys().collect::<Vec<_>>(), [Path::new("secret")], "{outside:?}");
+        assert_eq!(std::fs::read(self.site.path("outside/secret")).expect("reads"), b"secret");
+        let beside: Vec<_> =
+            std::fs::read_dir(self.site.path("")).expect("reads").flatten().map(|e| e.file_name()).collect();
+        assert!(beside.iter().all(|name| !name.to_string_lossy().contains("evil")), "{beside:?}");
+    }
+}
+
+fn record(path: &str, node: Node) -> Record {
+    let path = TreePath::new(path).expect("a path");
+    Record { path, node, mode: 0o644, mtime: 1, basis: Vector::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m10_a_path_that_leads_out_of_the_folder_is_refused() {
+    let mut hostile = Hostile::new().await;
+    let alice = hostile.a.only_client().expect("a client");
+    let crafted: [(&str, &str, &[u8]); 7] = [
+        ("a parent", "xx/evil", b"../evil"),
+        ("a parent further down", "a/xx/xx/evil", b"a/../../evil"),
+        ("an absolute path", "x/evil", b"//evil"),
+        ("a NUL", "evilx", b"evil\0"),
+        ("an empty component", "evilxx/a", b"evil//xa"),
+        ("our own directory", "xsyncshell/evil", b".syncshell/evil"),
+        ("a dot", "x/evil", b"./evil"),
+    ];
+    for (what, sound, evil) in crafted {
+        let body = RecordBatch { records: vec![record(sound, Node::Directory)] }.encode();
+        let at = body.windows(sound.len()).position(|bytes| bytes == sound.as_bytes()).expect("the path");
+        let mut bad = body.clone();
+        bad[at..at + evil.len()].copy_from_slice(evil);
+        let before = refused(&alice).await;
+        hostile.send(&bad).await;
+        until(&alice, what, |status| status.refused > before).await;
+    }
+    let long = format!("{}/{}", "x".repeat(200), "y".repeat(200));
+    let mut bad = RecordBatch { records: vec![record(&long, Node::Directory)] }.encode();
+    let at = bad.iter().position(|byte| *byte == b'/').expect("a slash");
+    bad[at] = b'z';
+    let million = [&[0x92, 0x90, 0xdd][..], &1_000_000u32.to_be_bytes()].concat();
+    for (what, bad) in [("a name of 401 bytes", bad), ("a million records", million), ("garbage", noise(500))] {
+        let before = refused(&alice).await;
+        hostile.send(&bad).await;
+        until(&alice, what, |status| status.refused > before).await;
+    }
+    hostile.unharmed().await;
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn m10_nothing_is_written_through_a_link_that_leads_outside() {
+    let mut hostile = Hostile::new().await;
+    let outside = hostile.site.path("outside").to_string_lossy().into_owned();
+    let nothing = *blake3::hash(b"").as_bytes();
+    let empty = || Node::File(FileContent { size: 0, hash: nothing, chunks: Chunks::Whole });
+    hostile.records(vec![record("link", Node::Symlink(outside.clone()))]).await;
+    let start = Instant::now();
+    while std::fs::read_link(hostile.site.path("left/link")).is_err() {
+        assert!(start.elapsed() < PATIENCE, "the link is content like any other");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    hostile.records(vec![record("link/evil", empty()), record("well", empty())]).await;
+    hostile.records(vec![record("second", Node::Symlink(outside)), record("second/deep/evil", empty())]).await;
+    let start = Instant::now();
+    while !hostile.site.path("left/well").exists() || !hostile.site.path("left/second/deep/evil").exists() {
+        assert!(
+            start.elapsed() < PATIENCE,
+            "{:?}\n{:?}",
+            tree(&hostile.site.path("left")).keys(),
+            only(&hostile.a).await
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    hostile.unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_that_nobody_has_waits_and_the_rest_goes_on() {
+    let mut hostile = Hostile::new().await;
+    let never = |size| Node::File(FileContent { size, hash: [7; 32], chunks: Chunks::Whole });
+    let list = Chunks::Listed(vec![ChunkRef { hash: Some([8; 32]), len: 4000 }]);
+    let listed = Node::File(FileContent { size: u64::MAX / 2, hash: [9; 32], chunks: list });
+    hostile.records(vec![record("mine", never(4)), record("never", never(100)), record("huge", listed)]).await;
+    let start = Instant::now();
+    while only(&hostile.a).await.pending_files < 2 {
+        assert!(start.elapsed() < PATIENCE, "{:?}", only(&hostile.a).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    hostile.records(vec![record("here", Node::Directory)]).await;
+    let start = Instant::now();
+    while !hostile.site.path("left/here").is_dir() {
+        assert!(start.elapsed() < PATIENCE, "{:?}", only(&hostile.a).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!hostile.site.path("left/never").exists() && !hostile.site.path("left/huge").exists());
+    hostile.unharmed_but_renamed().await;
+}
+
+impl Hostile {
+    /// A version that wins by its author's rank takes the name; what was there keeps its content under another.
+    async fn unharmed_but_renamed(&self) {
+        let mine = tree(&self.site.path("left"));
+        assert!(mine.values().flatten().any(|content| content == b"mine"), "{mine:?}");
+    }
 }

@@ -641,8 +641,20 @@ mod tests {
 
     #[test]
     fn a_path_cannot_leave_the_folder() {
-        for bad in ["", "/etc/passwd", "a//b", "a/", "..", "a/../b", "./a", "a/.", "a\0b", ".syncshell", ".syncshell/x", ".SyncShell/x"]
-        {
+        for bad in [
+            "",
+            "/etc/passwd",
+            "a//b",
+            "a/",
+            "..",
+            "a/../b",
+            "./a",
+            "a/.",
+            "a\0b",
+            ".syncshell",
+            ".syncshell/x",
+            ".SyncShell/x",
+        ] {
             assert!(TreePath::new(bad).is_err(), "{bad:?}");
         }
         assert!(TreePath::new("x".repeat(256)).is_err());

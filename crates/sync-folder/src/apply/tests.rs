@@ -1,3 +1,5 @@
+//! Every operation of apply on real trees: races, links, full and foreign disks, and states that a crash leaves.
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

@@ -115,11 +115,13 @@ impl Ledger {
         Ok(())
     }
 
-    /// Whether some author sealed two envelopes with one number, as one does whose home was restored.
+    /// Whether some author sealed two envelopes with one number, with a restored backup between them.
     pub(crate) fn forked(&self) -> bool {
-        let numbers: BTreeSet<(AuthorId, Number)> =
-            self.sealed.values().map(|sealed| (sealed.sender, sealed.number)).collect();
-        numbers.len() < self.sealed.len()
+        let mut restored: BTreeMap<(AuthorId, Number), u32> = BTreeMap::new();
+        self.sealed.values().any(|sealed| {
+            let before = restored.insert((sealed.sender, sealed.number), sealed.restored);
+            before.is_some_and(|before| before != sealed.restored)
+        })
     }
 
     /// Notes an envelope that an honest replica sends to a peer that has `shown` what it holds of the present author, and

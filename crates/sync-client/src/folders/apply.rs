@@ -276,7 +276,26 @@ fn put(
     let (live, size) = extent(&versions);
     let file = txn.put_file(fid, key, &versions.encode(), live, size, disk, pending)?;
     txn.put_chunks(file, chunks)?;
-    Ok(pending)
+    let emptied = disk.is_none() && emptied_above(txn, fid, key)?;
+    Ok(pending || emptied)
+}
+
+/// Something went from a path: a directory above it that others removed, and that stayed because of it, is looked at again.
+pub(crate) fn emptied_above(txn: &mut Txn<'_>, fid: FolderRowId, key: &[u8]) -> Result<bool, StoreError> {
+    let mut above = TreePath::from_key(key).and_then(|path| path.parent());
+    let mut found = false;
+    while let Some(directory) = above {
+        let Some(row) = txn.reader().file(fid, &directory.key())? else { return Ok(found) };
+        if row.live || !row.disk.as_ref().is_some_and(rows::is_directory) {
+            return Ok(found);
+        }
+        if !row.pending {
+            txn.set_disk(row.file, row.disk.as_ref(), true)?;
+        }
+        found = true;
+        above = directory.parent();
+    }
+    Ok(found)
 }
 
 /// A path that is to be changed, and what the index says of it.

@@ -115,7 +115,9 @@ async fn put(folder: &Arc<Folder>, batches: Vec<Placed>, reached: Cursor) -> Res
                 let (live, size) = apply::extent(&versions);
                 txn.put_versions(fid, &key, &versions.encode(), live, size, pending)?;
                 news |= pending;
-                if live {
+                if !live {
+                    news |= apply::emptied_above(txn, fid, &key)?;
+                } else {
                     let mut above = record.path.parent();
                     while let Some(directory) = above.filter(|directory| directories.insert(directory.clone())) {
                         news |= look_above(txn, fid, &directory, direction)?;

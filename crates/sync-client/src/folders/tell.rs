@@ -666,6 +666,7 @@ async fn tell(folder: &Arc<Folder>, changes: Vec<Change>) -> Result<Vec<TreePath
                     After::Here { chunks, .. } => &chunks[..],
                 };
                 txn.put_chunks(file, chunks)?;
+                pending |= disk.is_none() && apply::emptied_above(txn, fid, &key)?;
             }
             Ok((appended.map(|appended| appended.hash), pending, stale))
         }

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use sync_client::folders::{Direction, FolderOptions, FolderState, FolderStatus, RestoreTo};
 use sync_client::{Device, FolderId};
+use sync_types::Number;
 use sync_types::folder::{
-    ChunkRef, Chunks, FileContent, KIND_RECORDS, Node, Record, RecordBatch, TreePath, Vector, folder_stream,
+    ChunkRef, Chunks, Dot, FileContent, KIND_RECORDS, Node, Record, RecordBatch, TreePath, Vector, folder_stream,
 };
 
 use crate::site::*;
@@ -560,5 +561,32 @@ impl Hostile {
     async fn unharmed_but_renamed(&self) {
         let mine = tree(&self.site.path("left"));
         assert!(mine.values().flatten().any(|content| content == b"mine"), "{mine:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_others_removed_goes_once_what_kept_it_is_gone() {
+    let mut hostile = Hostile::new().await;
+    let directory = record("gone", Node::Directory);
+    let empty = Node::File(FileContent { size: 0, hash: *blake3::hash(b"").as_bytes(), chunks: Chunks::Whole });
+    hostile.records(vec![directory, record("gone/child", empty)]).await;
+    let there = |hostile: &Hostile| hostile.site.path("left/gone/child").exists();
+    let start = Instant::now();
+    while !there(&hostile) {
+        assert!(start.elapsed() < PATIENCE, "{:?}", only(&hostile.a).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // the directory first, and what is in it in an entry of its own
+    let seen = |number| [Dot::new(hostile.mallory.author.id(), Number(number), 0)].into_iter().collect::<Vector>();
+    let gone = |path, basis| Record { basis, mode: 0, mtime: 0, ..record(path, Node::Deleted) };
+    let (first, second) = (gone("gone", seen(1)), gone("gone/child", Vector::default()));
+    let child: Vector = [Dot::new(hostile.mallory.author.id(), Number(1), 1)].into_iter().collect();
+    hostile.records(vec![first]).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    hostile.records(vec![Record { basis: child, ..second }]).await;
+    let start = Instant::now();
+    while hostile.site.path("left/gone").exists() {
+        assert!(start.elapsed() < PATIENCE, "{:?}", only(&hostile.a).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -12,8 +12,11 @@ use sync_soak::tree::{self, Counts};
 use super::machine::Usage;
 use super::table::Tool;
 
-/// How long anything may take: several times what the slowest tool needs for the largest tree.
-const PATIENCE: Duration = Duration::from_secs(1800);
+/// How long a first sync may take: several times what the slowest tool needs for the largest tree.
+const FIRST_PATIENCE: Duration = Duration::from_secs(1800);
+
+/// How long a change may take to arrive, of which each tool writes a fraction of a tree.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How long one save may take.
 const SAVE_PATIENCE: Duration = Duration::from_secs(60);
@@ -74,7 +77,7 @@ pub(crate) struct Took {
 pub(crate) fn first_sync(pair: &mut dyn Pair, source: &Path, target: &Path, expected: Counts) -> Result<Took> {
     let start = Instant::now();
     let joined = pair.share(source, target)?;
-    wait(start, "the first sync", || pair.is_settled(expected))?;
+    wait(start, FIRST_PATIENCE, "the first sync", || pair.is_settled(expected))?;
     let seconds = start.elapsed().as_secs_f64();
     let (sent, got) = (tree::count(source)?, tree::count(target)?);
     ensure!(sent == expected, "{} changed the sending tree from {expected:?} to {sent:?}", pair.tool().name());
@@ -90,15 +93,15 @@ pub(crate) fn until(
 ) -> Result<f64> {
     let start = Instant::now();
     change()?;
-    wait(start, what, arrived)?;
+    wait(start, PATIENCE, what, arrived)?;
     Ok(start.elapsed().as_secs_f64())
 }
 
 /// Waits for something that began at `start`, looking the rarer the longer it takes: the figure is off by 2 % at most.
-fn wait(start: Instant, what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+fn wait(start: Instant, limit: Duration, what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
     while !done()? {
         let passed = start.elapsed();
-        ensure!(passed < PATIENCE, "{what} is not done after {} s", PATIENCE.as_secs());
+        ensure!(passed < limit, "{what} is not done after {} s", limit.as_secs());
         thread::sleep((passed / 50).clamp(POLL[0], POLL[1]));
     }
     Ok(())

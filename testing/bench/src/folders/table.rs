@@ -110,8 +110,9 @@ impl Table {
         self.loads.extend(load);
     }
 
-    /// A figure; lines are in the order in which they first come up.
+    /// A figure; lines are in the order in which they first come up. It is said at once: a run may be broken off.
     pub(crate) fn add(&mut self, title: &str, unit: Unit, tool: Tool, figure: f64) {
+        eprintln!("    {}, {}: {}", title.trim(), tool.name(), unit.show(figure));
         let at = self.lines.iter().position(|line| line.title == title).unwrap_or_else(|| {
             self.lines.push(Line { title: title.to_owned(), unit, figures: BTreeMap::new() });
             self.lines.len() - 1

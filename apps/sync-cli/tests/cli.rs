@@ -1099,7 +1099,9 @@ fn up_and_down_serve_a_home_in_the_background_and_repeat_harmlessly() {
     let mut follow = home.spawn(&["status", "--follow", "--json"]);
     assert_eq!(home.json(&["down"])[0]["stopped"], true);
     follow.lines.iter().for_each(drop);
-    assert_eq!(follow.child.0.wait().expect("ended").code(), Some(0), "it ends with the one who served");
+    // 1 where it was just asking
+    let ended = follow.child.0.wait().expect("ended").code();
+    assert!(matches!(ended, Some(0 | 1)), "it ends with the one who served: {ended:?}");
     assert!(!home.path.join("api.sock").exists());
     assert_eq!(home.json(&["down"])[0]["stopped"], false);
     assert_eq!(home.json(&["status"])[0]["served_by"], Value::Null);

@@ -409,7 +409,9 @@ async fn sixty_four_streams_of_a_peer_are_answered_beside_each_other_and_one_mor
 async fn a_peer_that_does_not_answer_is_given_up_for_others() {
     let friends = Friends::new().await;
     let chunks: Vec<_> = (0..20).map(|_| noise(1000)).collect();
-    Shelf::new(friends.alice.group(), &chunks).serve(&friends.alice);
+    // slow enough that bob has asked both by the time alice has answered
+    let pause = Duration::from_millis(50);
+    Shelf { pause, ..Shelf::new(friends.alice.group(), &chunks) }.serve(&friends.alice);
     let target = Target::of(&friends.bob, &friends.alice).await;
     let raw = Raw::new().await;
     let mallory = raw.join(&friends.alice).await;

@@ -5,18 +5,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sync_core::folder::{
-    Action, Change, Counts, Disk, Guard, Operation, Over, Seen, Verdict, Version, Versions, basis, conflict_path,
-    decide, plan, settle,
+    Action, Change, Counts, Disk, Guard, Operation, Over, Seen, Verdict, Version, Versions, decide, plan,
 };
 use sync_folder::apply::{Applier, ApplyError, Expected};
 use sync_folder::versions::Kept;
 use sync_folder::walk;
-use sync_store::{Appended, Content, DiskState, FileRow, FolderRowId, NewKept, Reader, StoreError, Txn};
-use sync_types::folder::{Dot, KIND_RECORDS, Node, Record, RecordBatch, TreePath, folder_stream};
+use sync_store::{DiskState, FileRow, FolderRowId, NewKept, Reader, StoreError, Txn};
+use sync_types::folder::{Node, TreePath};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::assemble::{self, DIRECTORY_MODE, Job};
+use super::conflicts::{self, Loser};
 use super::engine::Folder;
 use super::rows::{self, ChunkRow};
 use super::status::Direction;
@@ -409,19 +409,17 @@ impl Applying {
         while operations.peek().is_some() {
             let mut jobs = Vec::new();
             while let Some(operation) = operations.next_if(is_job) {
-                if let (Some(job), Some(executor)) = (job(operation), &executor) {
-                    let before = executor.known.get(&job.0).and_then(|known| known.disk.clone());
-                    let job = Job { path: job.0, take: job.1, before };
-                    match job.size() {
-                        0..LARGE => jobs.push(job),
-                        _ if folder.claim_large(&job.path) => {
-                            if let Err(mpsc::error::TrySendError::Full(job)) = folder.large_jobs.try_send(job) {
-                                folder.release_large([job.path]);
-                                left += 1;
-                            }
+                let job = executor.as_mut().and_then(|executor| job(operation, &mut executor.known));
+                let Some(job) = job else { continue };
+                match job.size() {
+                    0..LARGE => jobs.push(job),
+                    _ if folder.claim_large(&job.path) => {
+                        if let Err(mpsc::error::TrySendError::Full(job)) = folder.large_jobs.try_send(job) {
+                            folder.release_large([job.path]);
+                            left += 1;
                         }
-                        _ => {}
                     }
+                    _ => {}
                 }
             }
             if !jobs.is_empty() {
@@ -486,18 +484,27 @@ fn lock_guard(folder: &Folder) -> std::sync::MutexGuard<'_, Guard> {
 /// Whether an operation is a file whose content is to come.
 fn is_job(operation: &Operation) -> bool {
     match operation {
-        Operation::Write { disk, over, .. } | Operation::Copy { disk, over, .. } => {
-            matches!(disk.node, Node::File(_)) && !matches!(over, Over::Conflict(_))
-        }
+        Operation::Write { disk, .. } | Operation::Copy { disk, .. } => matches!(disk.node, Node::File(_)),
         _ => false,
     }
 }
 
-fn job(operation: Operation) -> Option<(TreePath, Disk)> {
-    match operation {
-        Operation::Write { path, disk, .. } | Operation::Copy { path, disk, .. } => Some((path, disk)),
+/// The file that an operation is to make, with what is known of what lies in its place.
+fn job(operation: Operation, known: &mut HashMap<TreePath, Known>) -> Option<Job> {
+    let (path, take, over) = match operation {
+        Operation::Write { path, disk, over } | Operation::Copy { path, disk, over, .. } => (path, disk, over),
+        _ => return None,
+    };
+    let mut known = known.get_mut(&path);
+    let before = known.as_ref().and_then(|known| known.disk.clone());
+    let loser = match over {
+        Over::Conflict(version) => {
+            let chunks = known.as_mut().map(|known| std::mem::take(&mut known.chunks)).unwrap_or_default();
+            Some(Loser { version, chunks })
+        }
         _ => None,
-    }
+    };
+    Some(Job { path, take, before, loser })
 }
 
 /// What is in a directory, whatever it is.
@@ -582,10 +589,19 @@ impl Executor {
     }
 
     fn flush(&mut self, claimed: &mut Vec<TreePath>) -> Result<(), StoreError> {
-        if let Err(error) = self.applier.sync_dirs() {
-            tracing::warn!(%error, "directories could not be synced");
-        }
-        let done = self.handle.block_on(commit(&self.folder, std::mem::take(&mut self.applied)));
+        let applied = std::mem::take(&mut self.applied);
+        let done = match self.applier.sync_dirs() {
+            Ok(()) => self.handle.block_on(commit(&self.folder, applied)),
+            // what lies there now is taken in by the next look at it: an index that names it first could lose it
+            Err(error) => {
+                for Applied { path, .. } in &applied {
+                    self.left += 1;
+                    self.folder.look_again(path);
+                    self.folder.set_path_problem(path.as_str(), Some(error.to_string()));
+                }
+                Ok(())
+            }
+        };
         self.folder.release(&*claimed);
         claimed.clear();
         done
@@ -605,7 +621,7 @@ impl Executor {
         match operation {
             Operation::MakeDirectory { path, over: Over::Conflict(loser), disk }
             | Operation::Write { path, over: Over::Conflict(loser), disk }
-            | Operation::Copy { path, over: Over::Conflict(loser), disk, .. } => self.conflict(path, &loser, &disk),
+            | Operation::Copy { path, over: Over::Conflict(loser), disk, .. } => self.conflict(&path, loser, &disk),
             Operation::MakeDirectory { path, disk, over } => {
                 let kept = match (over, self.expected(&path)) {
                     (Over::Keep, Expected::This(stat)) => self.applier.remove(&path, &stat)?,
@@ -683,74 +699,19 @@ impl Executor {
         self.known.get_mut(path).map(|known| std::mem::take(&mut known.chunks)).unwrap_or_default()
     }
 
-    /// What lies at a path lost: it is renamed, and both that and what won are told. What won comes in the next round.
-    fn conflict(&mut self, path: TreePath, loser: &Version, take: &Disk) -> Result<(), Failed> {
-        let Expected::This(expected) = self.expected(&path) else { return Err(ApplyError::Changed.into()) };
-        let fid = self.folder.fid;
-        let row_at = |path: &TreePath| {
-            let key = path.key();
-            self.handle.block_on(self.folder.store().read(move |reader| reader.file(fid, &key)))
-        };
-        let taken = |copy: &TreePath| {
-            let said = row_at(copy).ok().flatten().is_some_and(|row| row.live || row.disk.is_some());
-            said || !matches!(walk::stat(self.applier.root(), copy), Ok(None))
-        };
-        let copy = conflict_path(&path, loser, taken);
-        self.folder.claim(&copy);
-        let moved = self.applier.rename(&path, &expected, &copy);
-        let stat = match moved {
-            Ok(stat) => stat,
-            Err(error) => {
-                self.folder.release([&copy]);
-                return Err(error.into());
-            }
-        };
+    /// What lies at a path lost to what needs no content: that comes in the next round.
+    fn conflict(&mut self, path: &TreePath, loser: Version, take: &Disk) -> Result<(), Failed> {
+        let expected = self.expected(path);
+        let loser = Loser { version: loser, chunks: self.chunks(path) };
+        let aside = conflicts::set_aside(&self.folder, &self.applier, &self.handle, path, loser, take, expected)?;
         if let Err(error) = self.applier.sync_dirs() {
-            tracing::warn!(%error, "directories could not be synced");
+            conflicts::give_up(&self.folder, &[aside]);
+            return Err(error.into());
         }
-        let versions = rows::versions(row_at(&copy)?.as_ref())?;
-        let records = settle(path.clone(), take, copy.clone(), basis(&versions, None), loser);
-        let chunks = self.chunks(&path);
-        let told = self.handle.block_on(tell_conflict(&self.folder, records, stat, chunks));
-        self.folder.release([&copy]);
-        told?;
-        self.folder.add_conflict(&copy);
+        self.handle.block_on(conflicts::tell(&self.folder, vec![aside]))?;
         self.again = true;
         Ok(())
     }
-}
-
-/// Appends the two records that settle a conflict, and takes them into the index.
-async fn tell_conflict(
-    folder: &Arc<Folder>,
-    records: [Record; 2],
-    stat: walk::Stat,
-    chunks: Vec<ChunkRow>,
-) -> Result<(), StoreError> {
-    let (fid, way) = (folder.fid, folder.direction);
-    let body = RecordBatch { records: records.to_vec() }.encode();
-    let content = Content::Sealed { kind: KIND_RECORDS, stream: folder_stream(&folder.id), body };
-    let build = move |_: &Reader<'_>| Ok((Some(content.clone()), ()));
-    let work = move |txn: &mut Txn<'_>, appended: Option<&Appended>, ()| {
-        let Some(appended) = appended else { return Ok(None) };
-        for (index, record) in (0u16..).zip(&records) {
-            let key = record.path.key();
-            let mut versions = rows::versions(txn.reader().file(fid, &key)?.as_ref())?;
-            let version = Version::new(record, Dot::new(appended.author, appended.number, index));
-            let vector = version.vector.clone();
-            versions.insert(version);
-            let disk = (index == 0).then(|| rows::disk_state(&stat, &record.node, &vector));
-            let pending = differs(&txn.reader(), fid, &key, &versions, disk.as_ref(), way)?;
-            let (live, size) = extent(&versions);
-            let file = txn.put_file(fid, &key, &versions.encode(), live, size, disk.as_ref(), pending)?;
-            txn.put_chunks(file, if index == 0 { &chunks } else { &[] })?;
-        }
-        Ok(Some(appended.hash))
-    };
-    if let Some(hash) = folder.group.append_built(1024, build, work).await? {
-        folder.remember_own(hash);
-    }
-    Ok(())
 }
 
 /// Why an operation did not happen.

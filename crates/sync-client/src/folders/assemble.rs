@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::apply::{Applied, commit};
+use super::conflicts::{self, Loser, Winner};
 use super::engine::Folder;
 use super::rows::{self, LIST_OFFSET};
 use crate::chunks::{FetchQueue, Fetched, Want};
@@ -46,6 +47,8 @@ pub(crate) struct Job {
     pub(crate) path: TreePath,
     pub(crate) take: Disk,
     pub(crate) before: Option<DiskState>,
+    /// What lies there lost, and is renamed.
+    pub(crate) loser: Option<Loser>,
 }
 
 impl Job {
@@ -528,15 +531,32 @@ impl<'a> Writer<'a> {
         let paths: Vec<&TreePath> = whole.iter().map(|whole| &jobs[whole.job].path).collect();
         paths.iter().for_each(|path| self.folder.claim(path));
         let mut applied = Vec::with_capacity(whole.len());
+        let mut asides = Vec::new();
         for Whole { job: at, ready, chunks, .. } in whole {
             let job = &jobs[at];
             let expected = job.before.as_ref().map_or(Expected::Nothing, |disk| Expected::This(rows::stat_of(disk)));
-            match place(self.applier, &ready, &job.path, expected) {
+            let placed = match &job.loser {
+                None => place(self.applier, &ready, &job.path, expected),
+                Some(loser) => {
+                    let loser = loser.clone();
+                    conflicts::set_aside(self.folder, self.applier, self.handle, &job.path, loser, &job.take, expected)
+                        .and_then(|aside| {
+                            let placed = place(self.applier, &ready, &job.path, Expected::Nothing);
+                            let winner = placed
+                                .as_ref()
+                                .map_or(Winner::Lost, |placed| Winner::Here(placed.stat, chunks.clone()));
+                            asides.push(aside.with(winner));
+                            placed
+                        })
+                }
+            };
+            match placed {
                 Ok(placed) => {
-                    let vector = &job.take.vector;
-                    let disk = rows::disk_state(&placed.stat, &job.take.node, vector);
                     self.folder.set_path_problem(job.path.as_str(), None);
-                    applied.push(Applied { path: job.path.clone(), disk: Some(disk), chunks, kept: placed.kept });
+                    if job.loser.is_none() {
+                        let disk = rows::disk_state(&placed.stat, &job.take.node, &job.take.vector);
+                        applied.push(Applied { path: job.path.clone(), disk: Some(disk), chunks, kept: placed.kept });
+                    }
                 }
                 Err(error) => {
                     let _ = self.applier.discard(&ready);
@@ -548,11 +568,22 @@ impl<'a> Writer<'a> {
             }
         }
         let synced = self.applier.sync_dirs();
-        let committed = self.handle.block_on(commit(self.folder, applied));
-        self.folder.release(paths.iter().copied());
         if let Err(error) = synced {
-            tracing::warn!(%error, "directories could not be synced");
+            // what lies there now is taken in by the next look at it: an index that names it first could lose it
+            conflicts::give_up(self.folder, &asides);
+            self.folder.release(paths.iter().copied());
+            for path in paths {
+                self.left += 1;
+                self.folder.look_again(path);
+                self.folder.set_path_problem(path.as_str(), Some(error.to_string()));
+            }
+            return Ok(());
         }
+        let committed = self.handle.block_on(async {
+            commit(self.folder, applied).await?;
+            conflicts::tell(self.folder, asides).await
+        });
+        self.folder.release(paths.iter().copied());
         committed
     }
 }

@@ -2,6 +2,7 @@
 
 mod apply;
 mod assemble;
+mod conflicts;
 mod engine;
 mod error;
 mod rows;

@@ -157,6 +157,19 @@ CREATE TABLE kept (
 CREATE INDEX kept_by_key ON kept (fid, key, at);
 CREATE INDEX kept_by_time ON kept (fid, at, kid, size);
 
+-- Texts as they were last in sync, from which two edits are merged. The key leads, since a path has few.
+CREATE TABLE texts (
+  fid INTEGER NOT NULL REFERENCES folders ON DELETE CASCADE,
+  key BLOB NOT NULL,
+  hash BLOB NOT NULL,
+  at INTEGER NOT NULL,               -- Unix ms
+  vector BLOB NOT NULL,              -- of the version that it is
+  packed BLOB NOT NULL,
+  PRIMARY KEY (fid, key, hash)
+) STRICT;
+
+CREATE INDEX texts_by_time ON texts (fid, at, length(packed));
+
 -- Of each folder the sums over its files, so that nobody has to count them.
 -- Sizes are whatever a peer says: sums of their halves cannot overflow.
 CREATE TABLE folder_totals (

@@ -14,6 +14,7 @@ mod peers;
 mod read;
 mod renew;
 mod schema;
+mod texts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -35,6 +36,7 @@ pub use peers::{Peer, PeerId, PeerNote};
 pub(crate) use read::snapshot;
 pub use read::{Batch, Limits, Reader, Sealed, StoredBytes};
 pub use renew::{Renewal, Renewed, Reopen};
+pub use texts::Text;
 pub(crate) use schema::open_read_only;
 
 use crate::error::StoreError;

@@ -24,7 +24,7 @@ pub use append::{Content, NewEntry, SealEntries, SealError};
 pub use db::{
     Appended, Batch, Changes, ChunkPlace, Db, DbOptions, DiskState, FileRow, FileRowId, FolderRow, FolderRowId,
     FolderTotals, GroupChange, GroupRow, Ingested, KeptRow, KeptRowId, Limits, NewKept, Peer, PeerId, PeerNote, Reader,
-    Renewal, Renewed, Reopen, Sealed, SealedSecret, StoredBytes, StoredEntry, Txn,
+    Renewal, Renewed, Reopen, Sealed, SealedSecret, StoredBytes, StoredEntry, Text, Txn,
 };
 pub use error::StoreError;
 pub use store::{Stats, Store};

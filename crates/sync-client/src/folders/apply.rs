@@ -236,6 +236,12 @@ pub(crate) fn extent(versions: &Versions) -> (bool, u64) {
     (versions.is_live(), size)
 }
 
+/// What was kept, as the database has it.
+pub(crate) fn new_kept(path: &TreePath, kept: Kept) -> NewKept {
+    let Kept { name, size, mode, mtime, .. } = kept;
+    NewKept { key: path.key(), at: now(), name, size, hash: None, mode, mtime, reason: 0 }
+}
+
 /// Notes what was done, in one commit; what the group says meanwhile is compared again.
 pub(crate) async fn commit(folder: &Folder, applied: Vec<Applied>) -> Result<(), StoreError> {
     if applied.is_empty() {
@@ -243,15 +249,14 @@ pub(crate) async fn commit(folder: &Folder, applied: Vec<Applied>) -> Result<(),
     }
     let (fid, way) = (folder.fid, folder.direction);
     let bytes = applied.len() * 512;
+    applied.iter().filter(|applied| applied.disk.is_some()).for_each(|applied| folder.keep_text(&applied.path));
     let work = move |txn: &mut Txn<'_>| {
         let mut pending = false;
         for Applied { path, disk, chunks, kept } in applied {
             let key = path.key();
             pending |= put(txn, fid, &key, disk.as_ref(), &chunks, way)?;
             if let Some(kept) = kept {
-                let name = kept.name;
-                let (size, mode, mtime) = (kept.size, kept.mode, kept.mtime);
-                txn.add_kept(fid, &NewKept { key, at: now(), name, size, hash: None, mode, mtime, reason: 0 })?;
+                txn.add_kept(fid, &new_kept(&path, kept))?;
             }
         }
         Ok(pending)
@@ -280,13 +285,16 @@ fn put(
     Ok(pending || emptied)
 }
 
-/// Something went from a path: a directory above it that others removed, and that stayed because of it, is looked at again.
+/// Something went from a path: a directory above it that others removed or replaced, and that stayed because of it, is
+/// looked at again.
 pub(crate) fn emptied_above(txn: &mut Txn<'_>, fid: FolderRowId, key: &[u8]) -> Result<bool, StoreError> {
     let mut above = TreePath::from_key(key).and_then(|path| path.parent());
     let mut found = false;
     while let Some(directory) = above {
         let Some(row) = txn.reader().file(fid, &directory.key())? else { return Ok(found) };
-        if row.live || !row.disk.as_ref().is_some_and(rows::is_directory) {
+        let versions = rows::versions(Some(&row))?;
+        let stays = versions.winner().is_some_and(|winner| winner.node == Node::Directory);
+        if stays || !row.disk.as_ref().is_some_and(rows::is_directory) {
             return Ok(found);
         }
         if !row.pending {
@@ -703,7 +711,7 @@ impl Executor {
     fn conflict(&mut self, path: &TreePath, loser: Version, take: &Disk) -> Result<(), Failed> {
         let expected = self.expected(path);
         let loser = Loser { version: loser, chunks: self.chunks(path) };
-        let aside = conflicts::set_aside(&self.folder, &self.applier, &self.handle, path, loser, take, expected)?;
+        let aside = conflicts::set_aside(&self.folder, &self.applier, &self.handle, (path, take), loser, expected)?;
         if let Err(error) = self.applier.sync_dirs() {
             conflicts::give_up(&self.folder, &[aside]);
             return Err(error.into());

@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::apply::{Applied, commit};
-use super::conflicts::{self, Loser, Winner};
+use super::conflicts::{self, Loser, Settled, Winner};
 use super::engine::Folder;
 use super::rows::{self, LIST_OFFSET};
 use crate::chunks::{FetchQueue, Fetched, Want};
@@ -58,6 +58,11 @@ impl Job {
             Node::File(file) => resumed_as(&self.path, file),
             _ => None,
         }
+    }
+
+    /// What is expected in its place.
+    fn expected(&self) -> Expected {
+        self.before.as_ref().map_or(Expected::Nothing, |disk| Expected::This(rows::stat_of(disk)))
     }
 
     /// Bytes of the file.
@@ -512,6 +517,28 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// Gives a file the place of what lost to it: both are merged, or that is renamed.
+    fn settle(
+        &self,
+        job: &Job,
+        loser: &Loser,
+        ready: &Ready,
+        chunks: Vec<rows::ChunkRow>,
+        settled: &mut Vec<Settled>,
+    ) -> Result<(), ApplyError> {
+        let (folder, applier, handle) = (self.folder, self.applier, self.handle);
+        let at = (&job.path, &job.take);
+        if let Some(merged) = conflicts::merge(folder, applier, handle, at, loser, ready, job.expected())? {
+            settled.push(merged);
+            return Ok(());
+        }
+        let aside = conflicts::set_aside(folder, applier, handle, at, loser.clone(), job.expected())?;
+        let placed = place(applier, ready, &job.path, Expected::Nothing);
+        let winner = placed.as_ref().map_or(Winner::Lost, |placed| Winner::Here(placed.stat, chunks));
+        settled.push(aside.with(winner));
+        placed.map(drop)
+    }
+
     /// Makes files durable, gives them their place, and commits that.
     fn flush(&mut self) -> Result<(), StoreError> {
         if self.whole.is_empty() {
@@ -531,33 +558,19 @@ impl<'a> Writer<'a> {
         let paths: Vec<&TreePath> = whole.iter().map(|whole| &jobs[whole.job].path).collect();
         paths.iter().for_each(|path| self.folder.claim(path));
         let mut applied = Vec::with_capacity(whole.len());
-        let mut asides = Vec::new();
+        let mut settled = Vec::new();
         for Whole { job: at, ready, chunks, .. } in whole {
             let job = &jobs[at];
-            let expected = job.before.as_ref().map_or(Expected::Nothing, |disk| Expected::This(rows::stat_of(disk)));
-            let placed = match &job.loser {
-                None => place(self.applier, &ready, &job.path, expected),
-                Some(loser) => {
-                    let loser = loser.clone();
-                    conflicts::set_aside(self.folder, self.applier, self.handle, &job.path, loser, &job.take, expected)
-                        .and_then(|aside| {
-                            let placed = place(self.applier, &ready, &job.path, Expected::Nothing);
-                            let winner = placed
-                                .as_ref()
-                                .map_or(Winner::Lost, |placed| Winner::Here(placed.stat, chunks.clone()));
-                            asides.push(aside.with(winner));
-                            placed
-                        })
-                }
+            let expected = job.expected();
+            let done = match &job.loser {
+                None => place(self.applier, &ready, &job.path, expected).map(|placed| {
+                    let disk = rows::disk_state(&placed.stat, &job.take.node, &job.take.vector);
+                    applied.push(Applied { path: job.path.clone(), disk: Some(disk), chunks, kept: placed.kept });
+                }),
+                Some(loser) => self.settle(job, loser, &ready, chunks, &mut settled),
             };
-            match placed {
-                Ok(placed) => {
-                    self.folder.set_path_problem(job.path.as_str(), None);
-                    if job.loser.is_none() {
-                        let disk = rows::disk_state(&placed.stat, &job.take.node, &job.take.vector);
-                        applied.push(Applied { path: job.path.clone(), disk: Some(disk), chunks, kept: placed.kept });
-                    }
-                }
+            match done {
+                Ok(()) => self.folder.set_path_problem(job.path.as_str(), None),
                 Err(error) => {
                     let _ = self.applier.discard(&ready);
                     if matches!(error, ApplyError::Changed) {
@@ -570,7 +583,7 @@ impl<'a> Writer<'a> {
         let synced = self.applier.sync_dirs();
         if let Err(error) = synced {
             // what lies there now is taken in by the next look at it: an index that names it first could lose it
-            conflicts::give_up(self.folder, &asides);
+            conflicts::give_up(self.folder, &settled);
             self.folder.release(paths.iter().copied());
             for path in paths {
                 self.left += 1;
@@ -581,7 +594,7 @@ impl<'a> Writer<'a> {
         }
         let committed = self.handle.block_on(async {
             commit(self.folder, applied).await?;
-            conflicts::tell(self.folder, asides).await
+            conflicts::tell(self.folder, settled).await
         });
         self.folder.release(paths.iter().copied());
         committed

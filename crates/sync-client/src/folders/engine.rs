@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use super::assemble::Job;
 use super::error::FolderError;
 use super::status::{Direction, FolderState, FolderStatus, PathProblem, Watching};
-use super::{apply, take, tell};
+use super::{apply, take, tell, texts as texts_kept};
 use crate::error::ClientError;
 use crate::event::Event;
 use crate::group::Group;
@@ -87,6 +87,7 @@ pub(crate) struct Folder {
     /// Large files that are being received beside everything else.
     large: Mutex<HashSet<TreePath>>,
     pub(crate) large_jobs: mpsc::Sender<Job>,
+    texts: mpsc::Sender<TreePath>,
     pub(crate) applier: Mutex<Option<Arc<Applier>>>,
     pub(crate) guard: Mutex<Guard>,
     /// What is held back until somebody says that it is meant.
@@ -140,6 +141,7 @@ impl Folder {
         let settings = Settings::of(row);
         let (requests, asked) = mpsc::channel(REQUESTS);
         let (large_jobs, large) = mpsc::channel(LARGE);
+        let (texts, synced) = mpsc::channel(texts_kept::WAITING);
         let seed = group.keys().chunker_seed();
         let folder = Arc::new(Self {
             group,
@@ -169,6 +171,7 @@ impl Folder {
             own: Mutex::default(),
             large: Mutex::default(),
             large_jobs,
+            texts,
             applier: Mutex::default(),
             guard: Mutex::new(Guard::new(guard::Settings::default())),
             held: Mutex::default(),
@@ -179,6 +182,7 @@ impl Folder {
             spawn(Box::pin(folder.tasks.track_future(take::run(folder.clone()))));
             spawn(Box::pin(folder.tasks.track_future(apply::run(folder.clone()))));
             spawn(Box::pin(folder.tasks.track_future(apply::run_large(folder.clone(), large))));
+            spawn(Box::pin(folder.tasks.track_future(texts_kept::run(folder.clone(), synced))));
         }
         folder.tasks.close();
         Ok(Some(folder))
@@ -237,6 +241,17 @@ impl Folder {
         if news {
             self.changed();
         }
+    }
+
+    /// Whether it is walked or something is being applied.
+    pub(crate) fn is_at_work(&self) -> bool {
+        let known = lock(&self.known);
+        known.scanning || known.applying
+    }
+
+    /// Has the text at a path kept, as it is now, once there is time; while too many wait it is not.
+    pub(crate) fn keep_text(&self, path: &TreePath) {
+        let _ = self.texts.try_send(path.clone());
     }
 
     pub(crate) fn set_watching(&self, watching: Watching) {

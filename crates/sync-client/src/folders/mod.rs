@@ -10,6 +10,7 @@ mod serve;
 mod status;
 mod take;
 mod tell;
+mod texts;
 mod undo;
 mod versions;
 

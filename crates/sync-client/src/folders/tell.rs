@@ -22,6 +22,7 @@ use super::apply;
 use super::engine::{Folder, Request};
 use super::rows::{self, ChunkRow};
 use super::status::{Direction, Watching};
+use super::texts;
 
 /// Time between walks of the whole tree where the system tells of changes.
 const RESCAN: Duration = Duration::from_secs(3600);
@@ -672,6 +673,8 @@ async fn tell(folder: &Arc<Folder>, changes: Vec<Change>) -> Result<Vec<TreePath
         }
     };
     let (told, pending, stale) = folder.group.append_built(bytes, build, work).await?;
+    let is_text = |change: &&Change| matches!(&change.after, After::Here { node, .. } if texts::may_be(node));
+    changes.iter().filter(is_text).for_each(|change| folder.keep_text(&change.path));
     if let Some(hash) = told {
         folder.remember_own(hash);
         folder.changed();

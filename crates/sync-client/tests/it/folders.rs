@@ -190,6 +190,48 @@ async fn edits_made_apart_are_both_kept() {
     assert!(contents.contains(&&b"left's edit"[..]) && contents.contains(&&b"right's edit"[..]), "{tree:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn edits_of_different_lines_of_a_text_are_merged() {
+    let site = Site::new();
+    let lines = |first: &str, last: &str| format!("{first}\n{}{last}\n", "between\n".repeat(20));
+    write(&site.path("left/note.txt"), lines("first", "last"));
+    let shared = Shared::of(site).await;
+    shared.equal().await;
+    // a text is kept once it is calm, so the first rounds may end with a copy, in which nothing is lost either
+    let start = Instant::now();
+    for round in 0.. {
+        assert!(start.elapsed() < PATIENCE, "nothing is merged: {:?}", tree(&shared.left()));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let copies = tree(&shared.left()).len();
+        let text = std::fs::read_to_string(shared.left().join("note.txt")).expect("reads");
+        let (first, last) = (format!("first {round}"), format!("last {round}"));
+        let mut edited: Vec<&str> = text.lines().collect();
+        let end = edited.len() - 1;
+        shared.a.pause_folder(shared.folder, true).await.expect("pauses");
+        let before = std::mem::replace(&mut edited[0], &first);
+        write(&shared.left().join("note.txt"), edited.join("\n") + "\n");
+        edited[0] = before;
+        edited[end] = &last;
+        write(&shared.right().join("note.txt"), edited.join("\n") + "\n");
+        shared.a.pause_folder(shared.folder, false).await.expect("resumes");
+        shared.equal().await;
+        let found = tree(&shared.left());
+        let has = |line: &str| found.values().flatten().any(|text| String::from_utf8_lossy(text).contains(line));
+        assert!(has(&first) && has(&last), "{found:?}");
+        if found.len() == copies {
+            let text = std::fs::read_to_string(shared.right().join("note.txt")).expect("reads");
+            assert!(text.starts_with(&first) && text.ends_with(&(last + "\n")), "{text}");
+            break;
+        }
+    }
+    // what was merged is kept too, by whoever merged it or took the merged one
+    let mut kept = 0;
+    for device in [&shared.a, &shared.b] {
+        kept += device.versions(shared.folder, "note.txt").await.expect("versions").len();
+    }
+    assert!(kept >= 2, "{kept} versions");
+}
+
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread")]
 async fn links_modes_and_odd_names_are_kept() {
@@ -579,6 +621,29 @@ async fn a_directory_that_others_removed_goes_once_what_kept_it_is_gone() {
     hostile.records(vec![Record { basis: child, ..second }]).await;
     let start = Instant::now();
     while hostile.site.path("left/gone").exists() {
+        assert!(start.elapsed() < PATIENCE, "{:?}", only(&hostile.a).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_others_replaced_by_a_file_gives_way_once_what_kept_it_is_gone() {
+    let mut hostile = Hostile::new().await;
+    let empty = Node::File(FileContent { size: 0, hash: *blake3::hash(b"").as_bytes(), chunks: Chunks::Whole });
+    hostile.records(vec![record("there", Node::Directory), record("there/child", empty.clone())]).await;
+    let start = Instant::now();
+    while !hostile.site.path("left/there/child").exists() {
+        assert!(start.elapsed() < PATIENCE, "{:?}", only(&hostile.a).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // what replaces it first, and what was in it in an entry of its own
+    let seen = |index| [Dot::new(hostile.mallory.author.id(), Number(1), index)].into_iter().collect::<Vector>();
+    let (there, child) = (seen(0), seen(1));
+    hostile.records(vec![Record { basis: there, ..record("there", empty) }]).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    hostile.records(vec![Record { basis: child, mode: 0, mtime: 0, ..record("there/child", Node::Deleted) }]).await;
+    let start = Instant::now();
+    while !hostile.site.path("left/there").is_file() {
         assert!(start.elapsed() < PATIENCE, "{:?}", only(&hostile.a).await);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

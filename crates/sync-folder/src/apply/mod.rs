@@ -14,6 +14,7 @@ pub(crate) mod sys;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -349,6 +350,18 @@ impl Applier {
     /// Removes a received file that is not going to get a place.
     pub fn discard(&self, ready: &Ready) -> Result<(), ApplyError> {
         Ok(own_dir(&self.root, TMP_DIR)?.remove_file(&ready.name)?)
+    }
+
+    /// Opens a received file for reading.
+    pub fn open(&self, ready: &Ready) -> Result<File, ApplyError> {
+        sys::open_entry(&own_dir(&self.root, TMP_DIR)?, &ready.name, Kind::File, false)
+    }
+
+    /// Keeps a received file that is not going to get a place among the versions.
+    pub fn keep(&self, ready: &Ready) -> Result<Kept, ApplyError> {
+        let slot = self.slot()?;
+        own_dir(&self.root, TMP_DIR)?.rename(&ready.name, &slot.dir, &slot.name)?;
+        Ok(slot.kept(&ready.stat))
     }
 
     fn put(&self, name: &str, new: &Stat, path: &TreePath, expected: Expected) -> Result<Option<Kept>, ApplyError> {

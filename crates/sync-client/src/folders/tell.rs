@@ -227,6 +227,8 @@ struct Scan<'s> {
     cut: threads::SyncSender<Candidate>,
     tell: threads::SyncSender<Change>,
     failed: &'s AtomicBool,
+    /// To be looked at again soon.
+    again: &'s Mutex<BTreeSet<TreePath>>,
     /// New files, until it is known what is gone.
     held: Vec<Candidate>,
     gone: Vec<FileRow>,
@@ -265,6 +267,7 @@ impl<'s> Scan<'s> {
                 cut,
                 tell,
                 failed: &failed,
+                again: &again,
                 held: Vec::new(),
                 gone: Vec::new(),
                 unread: Vec::new(),
@@ -401,8 +404,25 @@ impl<'s> Scan<'s> {
         }
     }
 
+    /// What the walk did not find may have come after the walk had passed, before the index was read.
+    fn look_for_gone(&mut self) {
+        let (mut gone, mut there) = (Vec::new(), Vec::new());
+        for row in std::mem::take(&mut self.gone) {
+            let Some(path) = TreePath::from_key(&row.key) else { continue };
+            match walk::stat(self.root, &path) {
+                Ok(Some(_)) if is_named_so(self.root, &path) => there.push(path),
+                Ok(_) => gone.push(row),
+                // what cannot be looked at says nothing
+                Err(_) => {}
+            }
+        }
+        self.gone = gone;
+        self.again.lock().unwrap_or_else(PoisonError::into_inner).extend(there);
+    }
+
     /// Tells what is gone, and reads what is new unless it is what is gone under another name.
     fn finish(&mut self) -> Result<(), Stop> {
+        self.look_for_gone();
         type Look = (u64, u64, i64);
         let mut by_look: HashMap<Look, &FileRow> = HashMap::new();
         for row in &self.gone {
@@ -432,6 +452,16 @@ impl<'s> Scan<'s> {
         }
         Ok(())
     }
+}
+
+/// Whether what is found under a name is spelled so: where case does not count, a rename that only changes it leaves
+/// both names to be found.
+fn is_named_so(root: &Root, path: &TreePath) -> bool {
+    if cfg!(not(any(windows, target_vendor = "apple"))) {
+        return true;
+    }
+    let entries = root.open_dir(path.parent().as_ref()).and_then(|parent| parent.entries());
+    entries.is_ok_and(|entries| entries.flatten().any(|entry| entry.file_name().to_str() == Some(path.name())))
 }
 
 /// The content that lay on disk at a row, with its chunks, where the index has them without reading.

@@ -33,6 +33,22 @@ const BULK_PRIORITY: i32 = -1;
 pub trait ChunkSource: Send + Sync {
     /// The bytes of a chunk of the group, whose hash was compared just now; called on threads that may block.
     fn read(&self, group: &GroupId, hash: &[u8; 32]) -> Option<Vec<u8>>;
+
+    /// The same of several chunks, in their order; ends early once it has `enough` bytes. Where finding a chunk takes longer
+    /// than reading it, finding many at once pays.
+    fn read_some(&self, group: &GroupId, hashes: &[[u8; 32]], enough: usize) -> Vec<Option<Vec<u8>>> {
+        let mut chunks = Vec::new();
+        let mut bytes = 0;
+        for hash in hashes {
+            let chunk = self.read(group, hash);
+            bytes += chunk.as_ref().map_or(0, Vec::len);
+            chunks.push(chunk);
+            if bytes >= enough {
+                break;
+            }
+        }
+        chunks
+    }
 }
 
 /// A chunk that is needed.

@@ -140,10 +140,40 @@ pub fn walk(
 
 /// What is at a path, and the text of it if it is a symbolic link; nothing if it lies behind a link or a file.
 pub fn stat(root: &Root, path: &TreePath) -> Result<Option<(Stat, Option<String>)>, Problem> {
-    let looked = root.open_parent(path).map_err(Problem::from).and_then(|parent| look(&parent, path.name().as_ref()));
-    match looked {
-        Err(Problem::Io(error)) if is_absent(&error) => Ok(None),
-        other => other.map(Some),
+    Looks::new(root).stat(path)
+}
+
+/// Looks at many paths, one after the other; those of one directory next to each other cost the least.
+#[derive(Debug)]
+pub struct Looks<'a> {
+    root: &'a Root,
+    /// The directory looked into last. For a look it does not matter where it is by now.
+    last: Option<(Option<TreePath>, Dir)>,
+}
+
+impl<'a> Looks<'a> {
+    /// Looks into a folder.
+    #[must_use]
+    pub fn new(root: &'a Root) -> Self {
+        Self { root, last: None }
+    }
+
+    /// What is at a path, as [`stat`] says it.
+    pub fn stat(&mut self, path: &TreePath) -> Result<Option<(Stat, Option<String>)>, Problem> {
+        let above = path.parent();
+        if self.last.as_ref().is_none_or(|(last, _)| *last != above) {
+            self.last = None;
+            match self.root.open_dir(above.as_ref()) {
+                Ok(dir) => self.last = Some((above, dir)),
+                Err(error) if is_absent(&error) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let Some((_, dir)) = &self.last else { return Ok(None) };
+        match look(dir, path.name().as_ref()) {
+            Err(Problem::Io(error)) if is_absent(&error) => Ok(None),
+            other => other.map(Some),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind, RenameMode};
-use notify::{Config, RecommendedWatcher, RecursiveMode, Watcher as _};
+use notify::{Config, EventKindMask, RecommendedWatcher, RecursiveMode, Watcher as _};
 use sync_types::folder::{OWN_DIR, TreePath};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
@@ -100,8 +100,7 @@ impl Watcher {
         let path = root.path().canonicalize().map_err(WatchError::Io)?;
         let shared = Arc::new(Shared::default());
         let handler = Handler { root: path.clone(), shared: shared.clone() };
-        let mut watcher =
-            RecommendedWatcher::new(move |event| handler.handle(event), Config::default().with_follow_symlinks(false))?;
+        let mut watcher = RecommendedWatcher::new(move |event| handler.handle(event), config())?;
         watcher.watch(&path, RecursiveMode::Recursive)?;
         // not all systems can leave something out; what they tell of it is dropped
         if let Err(error) = watcher.unwatch(&path.join(OWN_DIR)) {
@@ -120,6 +119,13 @@ impl Drop for Watcher {
         self.shared.lock().is_stopped = true;
         self.shared.changed.notify_all();
     }
+}
+
+/// What is asked of the system. Opening and reading are left out: every look at a file of our own would be told.
+fn config() -> Config {
+    // who writes through a mapping is heard of only when the file is closed
+    let kinds = EventKindMask::CORE | EventKindMask::ACCESS_CLOSE;
+    Config::default().with_follow_symlinks(false).with_event_kinds(kinds)
 }
 
 #[derive(Debug, Default)]
@@ -141,8 +147,8 @@ struct Pending {
     everything: Option<Reason>,
     /// A directory is new: it may not be watched yet.
     has_new_directory: bool,
-    /// Counts what happened, to see whether it is quiet.
-    events: u64,
+    /// When the last of it happened, to see whether it is quiet.
+    last: Option<Instant>,
     is_stopped: bool,
 }
 
@@ -152,7 +158,7 @@ impl Pending {
     }
 
     fn add(&mut self, path: TreePath) {
-        self.events += 1;
+        self.last = Some(Instant::now());
         if self.everything.is_some() {
             return;
         }
@@ -163,7 +169,7 @@ impl Pending {
     }
 
     fn add_everything(&mut self, reason: Reason) {
-        self.events += 1;
+        self.last = Some(Instant::now());
         self.paths.clear();
         // that some changes are never told again must not be lost behind a passing reason
         if !matches!(self.everything, Some(Reason::Limit | Reason::Failed)) {
@@ -189,7 +195,7 @@ struct Handler {
 impl Handler {
     fn handle(&self, event: notify::Result<notify::Event>) {
         let mut pending = self.shared.lock();
-        let before = pending.events;
+        let was_empty = pending.is_empty();
         match event {
             Err(error) if matches!(error.kind, notify::ErrorKind::MaxFilesWatch) => {
                 pending.add_everything(Reason::Limit);
@@ -208,7 +214,8 @@ impl Handler {
                 }
             }
         }
-        if pending.events != before {
+        // whoever waits for quiet looks at the time by itself
+        if was_empty && !pending.is_empty() {
             drop(pending);
             self.shared.changed.notify_all();
         }
@@ -261,17 +268,14 @@ fn gather(shared: &Shared, mut watcher: RecommendedWatcher, told: &Sender<Change
         while pending.is_empty() && !pending.is_stopped {
             pending = shared.changed.wait(pending).unwrap_or_else(PoisonError::into_inner);
         }
-        let first = Instant::now();
-        while !pending.is_stopped && first.elapsed() < AT_MOST {
-            let events = pending.events;
-            let quiet_from = Instant::now();
-            while pending.events == events && !pending.is_stopped && quiet_from.elapsed() < QUIET {
-                let left = QUIET.saturating_sub(quiet_from.elapsed());
-                pending = shared.changed.wait_timeout(pending, left).unwrap_or_else(PoisonError::into_inner).0;
-            }
-            if pending.events == events {
+        let at_most = Instant::now() + AT_MOST;
+        while !pending.is_stopped {
+            let quiet = pending.last.map_or(at_most, |last| (last + QUIET).min(at_most));
+            let left = quiet.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 break;
             }
+            pending = shared.changed.wait_timeout(pending, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         if pending.is_stopped {
             return;
@@ -282,7 +286,7 @@ fn gather(shared: &Shared, mut watcher: RecommendedWatcher, told: &Sender<Change
         if has_new_directory {
             // It is answered by the thread that adds watches to new directories, after it did: whoever looks at what is
             // told from here on sees what happened before they were watched.
-            if let Err(error) = watcher.configure(Config::default().with_follow_symlinks(false)) {
+            if let Err(error) = watcher.configure(config()) {
                 tracing::debug!(%error, "the watcher did not answer");
             }
         }

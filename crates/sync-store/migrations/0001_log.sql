@@ -170,7 +170,7 @@ CREATE TABLE texts (
 
 CREATE INDEX texts_by_time ON texts (fid, at, length(packed));
 
--- Of each folder the sums over its files, so that nobody has to count them.
+-- Of each folder the sums over its files, so that nobody has to count them; a transaction adds to them at its end.
 -- Sizes are whatever a peer says: sums of their halves cannot overflow.
 CREATE TABLE folder_totals (
   fid INTEGER PRIMARY KEY REFERENCES folders ON DELETE CASCADE,
@@ -186,38 +186,3 @@ CREATE TRIGGER folder_added AFTER INSERT ON folders BEGIN
   INSERT INTO folder_totals (fid) VALUES (NEW.fid);
 END;
 
-CREATE TRIGGER file_added AFTER INSERT ON files WHEN NEW.live OR NEW.pending BEGIN
-  UPDATE folder_totals SET
-    files = files + NEW.live,
-    bytes_high = bytes_high + NEW.live * (NEW.size >> 32),
-    bytes_low = bytes_low + NEW.live * (NEW.size & 0xffffffff),
-    pending_files = pending_files + NEW.pending,
-    pending_high = pending_high + NEW.pending * NEW.live * (NEW.size >> 32),
-    pending_low = pending_low + NEW.pending * NEW.live * (NEW.size & 0xffffffff)
-  WHERE fid = NEW.fid;
-END;
-
-CREATE TRIGGER file_removed AFTER DELETE ON files WHEN OLD.live OR OLD.pending BEGIN
-  UPDATE folder_totals SET
-    files = files - OLD.live,
-    bytes_high = bytes_high - OLD.live * (OLD.size >> 32),
-    bytes_low = bytes_low - OLD.live * (OLD.size & 0xffffffff),
-    pending_files = pending_files - OLD.pending,
-    pending_high = pending_high - OLD.pending * OLD.live * (OLD.size >> 32),
-    pending_low = pending_low - OLD.pending * OLD.live * (OLD.size & 0xffffffff)
-  WHERE fid = OLD.fid;
-END;
-
-CREATE TRIGGER file_changed AFTER UPDATE OF live, size, pending ON files
-WHEN (OLD.live, OLD.size, OLD.pending) <> (NEW.live, NEW.size, NEW.pending) BEGIN
-  UPDATE folder_totals SET
-    files = files + NEW.live - OLD.live,
-    bytes_high = bytes_high + NEW.live * (NEW.size >> 32) - OLD.live * (OLD.size >> 32),
-    bytes_low = bytes_low + NEW.live * (NEW.size & 0xffffffff) - OLD.live * (OLD.size & 0xffffffff),
-    pending_files = pending_files + NEW.pending - OLD.pending,
-    pending_high = pending_high
-      + NEW.pending * NEW.live * (NEW.size >> 32) - OLD.pending * OLD.live * (OLD.size >> 32),
-    pending_low = pending_low
-      + NEW.pending * NEW.live * (NEW.size & 0xffffffff) - OLD.pending * OLD.live * (OLD.size & 0xffffffff)
-  WHERE fid = NEW.fid;
-END;

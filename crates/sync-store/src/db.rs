@@ -68,7 +68,7 @@ impl Db {
     /// Starts a transaction; dropping it takes everything back.
     pub fn begin(&mut self) -> Result<Txn<'_>, StoreError> {
         self.conn.execute_batch("BEGIN IMMEDIATE")?;
-        Ok(Txn { db: self, touched: BTreeSet::new(), broken: None })
+        Ok(Txn { db: self, touched: BTreeSet::new(), sums: folders::Sums::default(), broken: None })
     }
 
     /// Does some work in one transaction, durable when this returns.
@@ -116,6 +116,8 @@ pub struct Txn<'db> {
     db: &'db mut Db,
     /// Groups whose cache is ahead of what is committed.
     touched: BTreeSet<GroupId>,
+    /// What is to be added to the sums over folders' files.
+    sums: folders::Sums,
     /// Why nothing of this transaction can be committed any more.
     broken: Option<StoreError>,
 }
@@ -142,13 +144,14 @@ impl Txn<'_> {
     /// Does some work that is taken back alone if it fails; the rest of the transaction stands.
     pub fn attempt<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, StoreError>) -> Result<T, StoreError> {
         run(self.live()?, "SAVEPOINT command")?;
-        let before = std::mem::take(&mut self.touched);
-        let done = work(self);
+        let (before, sums) = (std::mem::take(&mut self.touched), std::mem::take(&mut self.sums));
+        let done = work(self).and_then(|done| self.settle_sums().map(|()| done));
         let settled = match &done {
             Ok(_) => self.live().and_then(|conn| run(conn, "RELEASE command")),
             Err(_) => self.take_back(),
         };
         self.touched.extend(before);
+        self.sums = sums;
         match (done, settled) {
             (Ok(done), Ok(())) => Ok(done),
             (Err(error), Ok(())) => Err(error),
@@ -172,6 +175,7 @@ impl Txn<'_> {
     /// Makes everything durable.
     pub fn commit(mut self) -> Result<Changes, StoreError> {
         self.live()?;
+        self.settle_sums()?;
         let mut changes = Changes::default();
         for id in &self.touched {
             let group = cache::load(&self.db.conn, &mut self.db.groups, id)?;

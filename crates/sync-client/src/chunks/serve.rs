@@ -131,14 +131,20 @@ async fn read_asked(
 
 /// Reads chunks until there are enough for one go; none for each that is not to be had.
 fn read_some(source: Option<&dyn ChunkSource>, group: &GroupId, hashes: &[[u8; 32]]) -> Vec<Option<Packed>> {
+    let Some(source) = source else { return vec![None; hashes.len()] };
     let mut answers = Vec::new();
     let mut bytes = 0;
-    for hash in hashes {
-        let packed = source.and_then(|source| source.read(group, hash)).and_then(pack);
-        bytes += packed.as_ref().map_or(0, |packed| packed.bytes.len());
-        answers.push(packed);
-        if bytes >= READ_BYTES {
+    while bytes < READ_BYTES && answers.len() < hashes.len() {
+        let rest = &hashes[answers.len()..];
+        let read = source.read_some(group, rest, READ_BYTES - bytes);
+        if read.is_empty() || read.len() > rest.len() {
+            tracing::error!("chunks are not read as they were asked for");
             break;
+        }
+        for chunk in read {
+            let packed = chunk.and_then(pack);
+            bytes += packed.as_ref().map_or(0, |packed| packed.bytes.len());
+            answers.push(packed);
         }
     }
     answers

@@ -3,7 +3,7 @@
 //! One task tells what changes on disk (`tell`), the other takes in what the log says and applies it (`take`).
 //! They meet in the database, whose writer orders them, and in the set of paths that are just being applied.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -360,11 +360,22 @@ impl Folder {
 
     /// Whether a path is just being applied; it is looked at again later.
     pub(crate) fn is_busy(&self, path: &TreePath) -> bool {
-        let busy = lock(&self.busy).contains(path);
-        if busy {
+        let busy = lock(&self.busy);
+        let is_busy = busy.contains(path);
+        if is_busy {
+            // before it can be given back
             lock(&self.again).insert(path.clone());
         }
-        busy
+        is_busy
+    }
+
+    /// Leaves out the paths that are just being applied; they are looked at again later.
+    pub(crate) fn retain_idle(&self, paths: &mut BTreeSet<TreePath>) {
+        let busy = lock(&self.busy);
+        if !busy.is_empty() {
+            let mut again = lock(&self.again);
+            again.extend(paths.extract_if(.., |path| busy.contains(path)));
+        }
     }
 
     /// Has a path looked at, since it is not what the index says.

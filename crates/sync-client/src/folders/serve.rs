@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use sync_folder::cut::read_chunk;
+use sync_store::{ChunkPlace, Reader, StoreError};
 use sync_types::GroupId;
 use sync_types::folder::TreePath;
 
@@ -26,42 +27,75 @@ impl Source {
         Self { device: Arc::downgrade(device), group: Arc::downgrade(group) }
     }
 
-    fn find(&self, group: &GroupId, hash: &[u8; 32]) -> Option<Vec<u8>> {
+    fn find(&self, group: &GroupId, hashes: &[[u8; 32]], enough: usize) -> Option<Vec<Option<Vec<u8>>>> {
         let (device, this) = (self.device.upgrade()?, self.group.upgrade()?);
-        let (group, hash) = (*group, *hash);
         let look = this.store().read_here(|reader| {
-            let places = reader.chunk_places(&group, &hash, PLACES)?;
-            // a piece of a list is not in the file, but follows from what is
-            for place in places.iter().filter(|place| place.offset >= LIST_OFFSET) {
-                if let Some(row) = reader.file(place.fid, &place.key)? {
-                    let size = row.disk.map_or(0, |disk| disk.size);
-                    let piece = rows::list_piece(&reader.chunk_list(row.file)?, size, place.offset, place.len);
-                    if let Some(piece) = piece.filter(|piece| *blake3::hash(piece).as_bytes() == hash) {
-                        return Ok((Vec::new(), Some(piece)));
-                    }
+            let mut found = Vec::new();
+            let mut bytes = 0;
+            for hash in hashes {
+                let one = locate(reader, group, hash)?;
+                bytes += one.len();
+                found.push(one);
+                if bytes >= enough as u64 {
+                    break;
                 }
             }
-            Ok((places, None))
+            Ok(found)
         });
-        let (places, piece) = look.ok()?;
-        if piece.is_some() {
-            return piece;
-        }
         let folders = device.folders.all();
-        for place in places.iter().filter(|place| place.offset < LIST_OFFSET) {
-            let Some(folder) = folders.iter().find(|folder| folder.fid == place.fid) else { continue };
-            let (Some(root), Some(path)) = (folder.root(), TreePath::from_key(&place.key)) else { continue };
-            if let Ok(Some(bytes)) = read_chunk(&root, &path, place.offset, place.len, &hash) {
+        let read = |(found, hash): (Located, &[u8; 32])| match found {
+            Located::Piece(piece) => Some(piece),
+            Located::Places(places) => places.iter().find_map(|place| {
+                let folder = folders.iter().find(|folder| folder.fid == place.fid)?;
+                let (root, path) = (folder.root()?, TreePath::from_key(&place.key)?);
+                let bytes = read_chunk(&root, &path, place.offset, place.len, hash).ok()??;
                 folder.counters.served.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                return Some(bytes);
+                Some(bytes)
+            }),
+        };
+        Some(look.ok()?.into_iter().zip(hashes).map(read).collect())
+    }
+}
+
+/// Where a chunk is to be had.
+enum Located {
+    /// It is a piece of a list, which is not in the file, but follows from what is.
+    Piece(Vec<u8>),
+    /// In one of these, if any.
+    Places(Vec<ChunkPlace>),
+}
+
+impl Located {
+    /// Bytes, as far as the index knows.
+    fn len(&self) -> u64 {
+        match self {
+            Self::Piece(piece) => piece.len() as u64,
+            Self::Places(places) => places.first().map_or(0, |place| place.len),
+        }
+    }
+}
+
+fn locate(reader: &Reader<'_>, group: &GroupId, hash: &[u8; 32]) -> Result<Located, StoreError> {
+    let mut places = reader.chunk_places(group, hash, PLACES)?;
+    for place in places.iter().filter(|place| place.offset >= LIST_OFFSET) {
+        if let Some(row) = reader.file(place.fid, &place.key)? {
+            let size = row.disk.map_or(0, |disk| disk.size);
+            let piece = rows::list_piece(&reader.chunk_list(row.file)?, size, place.offset, place.len);
+            if let Some(piece) = piece.filter(|piece| blake3::hash(piece) == *hash) {
+                return Ok(Located::Piece(piece));
             }
         }
-        None
     }
+    places.retain(|place| place.offset < LIST_OFFSET);
+    Ok(Located::Places(places))
 }
 
 impl ChunkSource for Source {
     fn read(&self, group: &GroupId, hash: &[u8; 32]) -> Option<Vec<u8>> {
-        self.find(group, hash)
+        self.find(group, &[*hash], 0)?.pop()?
+    }
+
+    fn read_some(&self, group: &GroupId, hashes: &[[u8; 32]], enough: usize) -> Vec<Option<Vec<u8>>> {
+        self.find(group, hashes, enough).unwrap_or_else(|| vec![None; hashes.len()])
     }
 }

@@ -218,6 +218,28 @@ async fn scan(folder: &Arc<Folder>, root: &Arc<Root>, look: Look) -> Result<BTre
     Ok(again)
 }
 
+/// The paths that are to be walked, with their rows: all but files that are as the index says, as all are that were just
+/// applied. Those that are just being applied come again when they are given back.
+fn changed(
+    folder: &Folder,
+    root: &Root,
+    mut paths: BTreeSet<TreePath>,
+) -> Result<Vec<(TreePath, Option<FileRow>)>, Stop> {
+    let fid = folder.fid;
+    folder.retain_idle(&mut paths);
+    let rows: Vec<Option<FileRow>> =
+        folder.store().read_here(|reader| paths.iter().map(|path| reader.file(fid, &path.key())).collect())?;
+    let mut looks = walk::Looks::new(root);
+    let mut is_changed = |(path, row): &(TreePath, Option<FileRow>)| {
+        let disk = row.as_ref().and_then(|row| row.disk.as_ref()).filter(|disk| !rows::is_directory(disk));
+        !disk.is_some_and(|disk| match looks.stat(path) {
+            Ok(Some((stat, _))) => rows::looks_the_same(disk, &stat),
+            _ => false,
+        })
+    };
+    Ok(paths.into_iter().zip(rows).filter(|found| is_changed(found)).collect())
+}
+
 /// A scan under way: the thread that walks and compares.
 struct Scan<'s> {
     folder: &'s Arc<Folder>,
@@ -240,6 +262,13 @@ impl<'s> Scan<'s> {
     fn run(folder: &Arc<Folder>, root: &Root, handle: &Handle, look: Look) -> Result<BTreeSet<TreePath>, Stop> {
         let sound = || root.check().map_err(|error| Stop::Root(error.to_string()));
         sound()?;
+        let look = match look {
+            Look::Everything => None,
+            Look::Paths(paths) => Some(changed(folder, root, paths)?),
+        };
+        if look.as_ref().is_some_and(Vec::is_empty) {
+            return Ok(BTreeSet::new());
+        }
         let ignored = Ignored::load(root).map_err(|error| Stop::Root(error.to_string()))?;
         for line in ignored.invalid() {
             let problem = format!("line {} is no pattern: {}", line.line, line.reason);
@@ -273,8 +302,8 @@ impl<'s> Scan<'s> {
                 unread: Vec::new(),
             };
             let walked = match look {
-                Look::Everything => scan.below(None),
-                Look::Paths(paths) => scan.each(paths),
+                None => scan.below(None),
+                Some(paths) => paths.into_iter().try_for_each(|path| scan.below(Some(path))),
             };
             // an unmounted disk looks empty: what is missing counts only while the folder is there
             let finished = walked.and_then(|()| sound()).and_then(|()| scan.finish());
@@ -284,25 +313,6 @@ impl<'s> Scan<'s> {
             Ok::<(), Stop>(told?)
         })?;
         Ok(again.into_inner().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Looks at paths and everything below them; of files that are as the index says, as all are that were just applied,
-    /// no more than that.
-    fn each(&mut self, paths: BTreeSet<TreePath>) -> Result<(), Stop> {
-        let fid = self.folder.fid;
-        let rows: Vec<Option<FileRow>> =
-            self.folder.store().read_here(|reader| paths.iter().map(|path| reader.file(fid, &path.key())).collect())?;
-        for (path, row) in paths.into_iter().zip(rows) {
-            let disk = row.as_ref().and_then(|row| row.disk.as_ref()).filter(|disk| !rows::is_directory(disk));
-            let same = disk.is_some_and(|disk| match walk::stat(self.root, &path) {
-                Ok(Some((stat, _))) => rows::looks_the_same(disk, &stat),
-                _ => false,
-            });
-            if !same {
-                self.below(Some((path, row)))?;
-            }
-        }
-        Ok(())
     }
 
     /// Walks a path, or the whole folder, beside the index in the same order.

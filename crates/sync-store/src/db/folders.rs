@@ -2,6 +2,8 @@
 //!
 //! Everything here is bytes and columns; the engine gives them meaning.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use sync_types::{Cursor, FolderId, GroupId, Timestamp};
 
@@ -200,8 +202,16 @@ impl Txn<'_> {
 
     /// Forgets some of a folder's files; returns how many, none once all are gone.
     pub fn remove_files(&mut self, fid: FolderRowId, limit: usize) -> Result<usize, StoreError> {
+        let conn = self.live()?;
+        let mut gone = Sums::default();
+        let sql = "SELECT live, size, pending FROM files WHERE fid = ?1 ORDER BY key LIMIT ?2";
+        for before in conn.prepare_cached(sql)?.query_map((fid.0, rows(limit)), |row| counted(row, 0))? {
+            gone.change(fid, before?, Counted::default());
+        }
         let sql = "DELETE FROM files WHERE file IN (SELECT file FROM files WHERE fid = ?1 ORDER BY key LIMIT ?2)";
-        Ok(self.live()?.prepare_cached(sql)?.execute((fid.0, rows(limit)))?)
+        let removed = conn.prepare_cached(sql)?.execute((fid.0, rows(limit)))?;
+        self.sums.add(gone);
+        Ok(removed)
     }
 
     /// Keeps all that is known of a path.
@@ -216,30 +226,58 @@ impl Txn<'_> {
         disk: Option<&DiskState>,
         pending: bool,
     ) -> Result<FileRowId, StoreError> {
-        let mut statement = self.live()?.prepare_cached(
-            "INSERT INTO files (fid, key, versions, live, size, pending, \
-               disk_kind, disk_size, disk_mtime, disk_ino, disk_mode, disk_hash, disk_vector) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) \
-             ON CONFLICT (fid, key) DO UPDATE SET versions = ?3, live = ?4, size = ?5, pending = ?6, disk_kind = ?7, \
-               disk_size = ?8, disk_mtime = ?9, disk_ino = ?10, disk_mode = ?11, disk_hash = ?12, disk_vector = ?13, \
-               whole = whole AND disk_hash IS ?12 RETURNING file",
-        )?;
-        let values = params![
-            fid.0,
-            key,
-            versions,
-            live,
-            signed(size),
-            pending,
-            disk.map(|disk| disk.kind),
-            disk.map(|disk| signed(disk.size)),
-            disk.map(|disk| disk.mtime),
-            disk.map(|disk| disk.ino.cast_signed()),
-            disk.map(|disk| disk.mode),
-            disk.and_then(|disk| disk.hash),
-            disk.map(|disk| &disk.vector),
-        ];
-        Ok(FileRowId(statement.query_row(values, |row| row.get(0))?))
+        let now = Counted { live, size: signed(size), pending };
+        let known = self.known(fid, key)?;
+        let file = match known {
+            Some((file, before)) => {
+                self.sums.change(fid, before, now);
+                let sql = "UPDATE files SET versions = ?2, live = ?3, size = ?4, pending = ?5, disk_kind = ?6, \
+                   disk_size = ?7, disk_mtime = ?8, disk_ino = ?9, disk_mode = ?10, disk_hash = ?11, disk_vector = ?12, \
+                   whole = whole AND disk_hash IS ?11 WHERE file = ?1";
+                let row = params![file.0, versions, live, now.size, pending];
+                change_row(self.live()?, sql, row, disk)?;
+                file
+            }
+            None => {
+                self.sums.change(fid, Counted::default(), now);
+                let sql = "INSERT INTO files (fid, key, versions, live, size, pending, disk_kind, disk_size, \
+                   disk_mtime, disk_ino, disk_mode, disk_hash, disk_vector) \
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+                let conn = self.live()?;
+                change_row(conn, sql, params![fid.0, key, versions, live, now.size, pending], disk)?;
+                FileRowId(conn.last_insert_rowid())
+            }
+        };
+        Ok(file)
+    }
+
+    /// The row of a path, and what of it counts in the folder's sums.
+    fn known(&self, fid: FolderRowId, key: &[u8]) -> Result<Option<(FileRowId, Counted)>, StoreError> {
+        let sql = "SELECT file, live, size, pending FROM files WHERE fid = ?1 AND key = ?2";
+        let mut statement = self.live()?.prepare_cached(sql)?;
+        let found = statement.query_row((fid.0, key), |row| Ok((FileRowId(row.get(0)?), counted(row, 1)?)));
+        Ok(found.optional()?)
+    }
+
+    /// The folder of a row, and what of it counts in the folder's sums.
+    fn known_row(&self, file: FileRowId) -> Result<Option<(FolderRowId, Counted)>, StoreError> {
+        let sql = "SELECT fid, live, size, pending FROM files WHERE file = ?1";
+        let mut statement = self.live()?.prepare_cached(sql)?;
+        let found = statement.query_row([file.0], |row| Ok((FolderRowId(row.get(0)?), counted(row, 1)?)));
+        Ok(found.optional()?)
+    }
+
+    /// Brings the sums over folders' files up to date.
+    pub(super) fn settle_sums(&mut self) -> Result<(), StoreError> {
+        for (fid, sums) in std::mem::take(&mut self.sums).0 {
+            let sql = "UPDATE folder_totals SET files = files + ?2, bytes_high = bytes_high + ?3, \
+               bytes_low = bytes_low + ?4, pending_files = pending_files + ?5, pending_high = pending_high + ?6, \
+               pending_low = pending_low + ?7 WHERE fid = ?1";
+            let [files, high, low, pending_files, pending_high, pending_low] = sums;
+            let values = params![fid, files, high, low, pending_files, pending_high, pending_low];
+            self.live()?.prepare_cached(sql)?.execute(values)?;
+        }
+        Ok(())
     }
 
     /// Keeps what the group says of a path, and leaves what is known of the disk.
@@ -252,34 +290,36 @@ impl Txn<'_> {
         size: u64,
         pending: bool,
     ) -> Result<FileRowId, StoreError> {
-        let mut statement = self.live()?.prepare_cached(
-            "INSERT INTO files (fid, key, versions, live, size, pending) VALUES (?1, ?2, ?3, ?4, ?5, ?6) \
-             ON CONFLICT (fid, key) DO UPDATE SET versions = ?3, live = ?4, size = ?5, pending = ?6 RETURNING file",
-        )?;
-        let values = params![fid.0, key, versions, live, signed(size), pending];
-        Ok(FileRowId(statement.query_row(values, |row| row.get(0))?))
+        let now = Counted { live, size: signed(size), pending };
+        let known = self.known(fid, key)?;
+        let (file, before) = known.unzip();
+        self.sums.change(fid, before.unwrap_or_default(), now);
+        let conn = self.live()?;
+        if let Some(file) = file {
+            let sql = "UPDATE files SET versions = ?2, live = ?3, size = ?4, pending = ?5 WHERE file = ?1";
+            conn.prepare_cached(sql)?.execute(params![file.0, versions, live, now.size, pending])?;
+            return Ok(file);
+        }
+        let sql = "INSERT INTO files (fid, key, versions, live, size, pending) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+        conn.prepare_cached(sql)?.execute(params![fid.0, key, versions, live, now.size, pending])?;
+        Ok(FileRowId(conn.last_insert_rowid()))
     }
 
     /// Keeps what lies on disk at a path, and leaves what the group says of it.
     pub fn set_disk(&mut self, file: FileRowId, disk: Option<&DiskState>, pending: bool) -> Result<(), StoreError> {
-        let values = params![
-            file.0,
-            pending,
-            disk.map(|disk| disk.kind),
-            disk.map(|disk| signed(disk.size)),
-            disk.map(|disk| disk.mtime),
-            disk.map(|disk| disk.ino.cast_signed()),
-            disk.map(|disk| disk.mode),
-            disk.and_then(|disk| disk.hash),
-            disk.map(|disk| &disk.vector),
-        ];
+        if let Some((fid, before)) = self.known_row(file)? {
+            self.sums.change(fid, before, Counted { pending, ..before });
+        }
         let sql = "UPDATE files SET pending = ?2, disk_kind = ?3, disk_size = ?4, disk_mtime = ?5, disk_ino = ?6, \
              disk_mode = ?7, disk_hash = ?8, disk_vector = ?9, whole = whole AND disk_hash IS ?8 WHERE file = ?1";
-        change_one(self.live()?, sql, values)
+        change_row(self.live()?, sql, params![file.0, pending], disk)
     }
 
     /// Forgets a path and its chunks.
     pub fn remove_file(&mut self, file: FileRowId) -> Result<(), StoreError> {
+        if let Some((fid, before)) = self.known_row(file)? {
+            self.sums.change(fid, before, Counted::default());
+        }
         self.live()?.prepare_cached("DELETE FROM files WHERE file = ?1")?.execute([file.0])?;
         Ok(())
     }
@@ -297,6 +337,9 @@ impl Txn<'_> {
             }
         }
         conn.prepare_cached("UPDATE files SET whole = 0 WHERE file = ?1 AND whole")?.execute([file.0])?;
+        if chunks.is_empty() {
+            return Ok(());
+        }
         let mut statement = conn.prepare_cached(
             "INSERT INTO chunks (hash, fid, file, offset, len) \
              VALUES (?1, (SELECT fid FROM files WHERE file = ?2), ?2, ?3, ?4)",
@@ -322,6 +365,50 @@ impl Txn<'_> {
     pub fn remove_kept(&mut self, kid: KeptRowId) -> Result<(), StoreError> {
         self.live()?.prepare_cached("DELETE FROM kept WHERE kid = ?1")?.execute([kid.0])?;
         Ok(())
+    }
+}
+
+/// What of a row counts in the sums over a folder's files.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counted {
+    live: bool,
+    size: i64,
+    pending: bool,
+}
+
+impl Counted {
+    /// Files, and the halves of their bytes, so that no sum overflows; the same of those that are pending.
+    fn sums(self) -> [i64; 6] {
+        let [live, pending] = [i64::from(self.live), i64::from(self.pending)];
+        let (high, low) = (live * (self.size >> 32), live * (self.size & 0xffff_ffff));
+        [live, high, low, pending, pending * high, pending * low]
+    }
+}
+
+fn counted(row: &Row<'_>, from: usize) -> rusqlite::Result<Counted> {
+    Ok(Counted { live: row.get(from)?, size: row.get(from + 1)?, pending: row.get(from + 2)? })
+}
+
+/// What a transaction adds to the sums over folders' files.
+///
+/// Triggers would do it too, but with one of them SQLite copies every page a statement writes to, to take it back alone.
+#[derive(Debug, Default)]
+pub(super) struct Sums(BTreeMap<i64, [i64; 6]>);
+
+impl Sums {
+    fn change(&mut self, fid: FolderRowId, before: Counted, now: Counted) {
+        let (before, now) = (before.sums(), now.sums());
+        let sums = self.0.entry(fid.0).or_default();
+        for ((sum, before), now) in sums.iter_mut().zip(before).zip(now) {
+            *sum += now - before;
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        for (fid, more) in other.0 {
+            let sums = self.0.entry(fid).or_default();
+            sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+        }
     }
 }
 
@@ -526,6 +613,25 @@ fn change_one(conn: &Connection, sql: &str, values: &[&dyn rusqlite::ToSql]) -> 
         1 => Ok(()),
         other => Err(rusqlite::Error::StatementChangedRows(other).into()),
     }
+}
+
+/// Runs a statement that changes a row, whose last parameters are what lies on disk.
+fn change_row(
+    conn: &Connection,
+    sql: &str,
+    row: &[&dyn rusqlite::ToSql],
+    disk: Option<&DiskState>,
+) -> Result<(), StoreError> {
+    let disk = params![
+        disk.map(|disk| disk.kind),
+        disk.map(|disk| signed(disk.size)),
+        disk.map(|disk| disk.mtime),
+        disk.map(|disk| disk.ino.cast_signed()),
+        disk.map(|disk| disk.mode),
+        disk.and_then(|disk| disk.hash),
+        disk.map(|disk| &disk.vector),
+    ];
+    change_one(conn, sql, &[row, disk].concat())
 }
 
 /// The first key that follows another, or the first of all.

@@ -14,6 +14,8 @@ mod table;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
@@ -36,6 +38,10 @@ const RESCANS: usize = 5;
 
 /// Saves that Syncthing is timed for: each takes its watcher's second.
 const SYNCTHING_SAVES: usize = 8;
+
+/// Time between two rounds. Where ext4 has no journal, a file that was removed less than a minute ago slows down whoever
+/// makes files near it several times over; so nothing of many files is removed within a round either.
+const REST: Duration = Duration::from_secs(65);
 
 /// How to measure.
 #[derive(Debug, clap::Args)]
@@ -103,11 +109,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let mut failed = 0;
     for number in 1..=args.rounds {
+        if number > 1 {
+            machine::settle_disk();
+            thread::sleep(REST);
+        }
         eprintln!("round {number} of {}", args.rounds);
         let site = tempfile::Builder::new().prefix("folders-").tempdir_in(&dir).context("cannot make a directory")?;
         table.load(machine::load());
         let mut round =
-            Round { args, site: site.path(), wanted: &wanted, tools: &tools, table: &mut table, homes: 0, failed: 0 };
+            Round { args, site: site.path(), wanted: &wanted, tools: &tools, table: &mut table, places: 0, failed: 0 };
         round.large_file()?;
         round.sources()?;
         round.small_files()?;
@@ -130,8 +140,8 @@ struct Round<'a> {
     wanted: &'a BTreeSet<Work>,
     tools: &'a Tools,
     table: &'a mut Table,
-    /// Directories made for devices.
-    homes: u32,
+    /// Places given out. What was made in them stays until the round ends: see [`REST`].
+    places: u32,
     /// Measurements that came to nothing.
     failed: u32,
 }
@@ -147,10 +157,15 @@ impl Round<'_> {
         std::iter::once(Tool::Ours).chain(syncthing).collect()
     }
 
+    /// A place where nothing is yet.
+    fn new_place(&mut self, name: &str) -> PathBuf {
+        self.places += 1;
+        self.site.join(format!("{name}-{}", self.places))
+    }
+
     /// Two devices of a tool that are ready to share.
     fn pair(&mut self, tool: Tool) -> Result<Box<dyn Pair>> {
-        self.homes += 1;
-        let place = self.site.join(format!("pair-{}", self.homes));
+        let place = self.new_place("pair");
         fs::create_dir(&place)?;
         Ok(match tool {
             Tool::Syncthing => Box::new(syncthing::Instances::start(&place)?),
@@ -165,9 +180,9 @@ impl Round<'_> {
         source: &Path,
         mut measure: impl FnMut(&mut Self, &mut dyn Pair, &Path) -> Result<()>,
     ) -> Result<()> {
-        let target = self.site.join("target");
         for tool in self.syncing() {
             eprintln!("  {title}: {}", tool.name());
+            let target = self.new_place("target");
             fs::create_dir(&target)?;
             machine::settle_disk();
             let mut measured = || {
@@ -179,7 +194,6 @@ impl Round<'_> {
                 self.failed += 1;
                 self.table.note(format!("{} failed at {title}: {error:#}", tool.name()));
             }
-            fs::remove_dir_all(&target)?;
             tree::remove_own(source)?;
         }
         Ok(())
@@ -207,7 +221,8 @@ impl Round<'_> {
         if !shown {
             return Ok(());
         }
-        for (tool, seconds) in self.tools.copy(source, &self.site.join("target"))? {
+        let copies = self.new_place("copies");
+        for (tool, seconds) in self.tools.copy(source, &copies)? {
             self.table.add(&title, Unit::Seconds, tool, seconds);
         }
         for goal in goals(work) {
@@ -277,10 +292,10 @@ impl Round<'_> {
             round.table.add("  the insert, until it has arrived", Unit::Seconds, pair.tool(), seconds);
             Ok(())
         })?;
-        fs::remove_dir_all(&source)?;
-        if inserts {
-            fs::remove_file(&original)?;
-            fs::remove_file(&inserted)?;
+        // few files, but many bytes
+        for entry in fs::read_dir(self.site)? {
+            let path = entry?.path();
+            if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
         }
         Ok(())
     }
@@ -307,8 +322,7 @@ impl Round<'_> {
                 round.table.goal(Goal { line: line.to_owned(), limit, against: None });
             }
             Ok(())
-        })?;
-        Ok(fs::remove_dir_all(&source)?)
+        })
     }
 
     fn small_files(&mut self) -> Result<()> {
@@ -344,8 +358,7 @@ impl Round<'_> {
             }
             round.table.goal(Goal { line: line.clone(), limit: 2.0, against: Some(Tool::Find) });
             Ok(())
-        })?;
-        Ok(fs::remove_dir_all(&source)?)
+        })
     }
 
     fn rename(&mut self) -> Result<()> {
@@ -373,8 +386,7 @@ impl Round<'_> {
             round.table.add(&line, Unit::Seconds, pair.tool(), seconds);
             round.table.add("  the rename, received", Unit::Mebibytes, pair.tool(), mib(received));
             Ok(())
-        })?;
-        Ok(fs::remove_dir_all(&source)?)
+        })
     }
 }
 

@@ -44,8 +44,9 @@ impl Tools {
         tools.iter().filter_map(missing).map(line).collect()
     }
 
-    /// Seconds of a local copy by each tool that is here; nothing may be at `to`, and nothing is left there.
+    /// Seconds of a local copy by each tool that is here, each into a directory of its own in `to`, which is made.
     pub(crate) fn copy(&self, from: &Path, to: &Path) -> Result<Vec<(Tool, f64)>> {
+        fs::create_dir(to)?;
         let mut took = Vec::new();
         // with the slash rsync copies what is in the directory, as cp does to a name that is not there
         let inside = format!("{}/", from.display());
@@ -56,8 +57,7 @@ impl Tools {
                 continue;
             }
             machine::settle_disk();
-            let seconds = run(Command::new(program).arg("-a").arg(source).arg(to))?;
-            fs::remove_dir_all(to)?;
+            let seconds = run(Command::new(program).arg("-a").arg(source).arg(to.join(program)))?;
             took.push((tool, seconds));
         }
         Ok(took)

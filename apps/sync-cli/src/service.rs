@@ -256,7 +256,7 @@ impl Service {
 
     pub(crate) async fn restore(&self, folder: &str, request: RestoreRequest) -> Result<Restored, Failure> {
         let RestoreRequest { path, version, to } = request;
-        Ok(Restored { path: self.device.restore(self.folder(folder).await?, &path, version, to).await? })
+        Ok(Restored { path: self.device.restore(self.folder(folder).await?, &path, &version, to).await? })
     }
 
     /// Applies a mass change that is held back.

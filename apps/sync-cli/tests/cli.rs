@@ -989,8 +989,18 @@ fn what_sync_replaced_can_be_listed_and_restored() {
     }
     let versions = || anna.json(&["versions", &text(&mine)])[0]["versions"].as_array().expect("a list").clone();
     until("both are kept", || versions().len() == 2);
-    let oldest = versions()[1]["version"].as_u64().expect("a number");
+    let oldest = versions()[1]["version"].as_str().expect("a name").to_owned();
     assert!(anna.ran(&["versions", &text(&mine)]).success().contains(&format!("@{oldest} 5 B, replaced ")));
+    // ben, whose edits they were, has kept nothing, and takes them from anna
+    let there_too = ben.json(&["versions", &text(&bens)])[0]["versions"].as_array().expect("a list").clone();
+    assert_eq!(there_too.len(), 2, "{there_too:?}");
+    assert!(
+        there_too.iter().all(|kept| kept["here"] == false && kept["devices"] == serde_json::json!(["anna"])),
+        "{there_too:?}"
+    );
+    let fetched = world.dir().join("fetched.txt");
+    ben.ran(&["restore", &format!("{}@{oldest}", text(&bens)), "--to", &text(&fetched)]).success();
+    assert_eq!(fs::read_to_string(&fetched).expect("there"), "first");
     let aside = world.dir().join("aside.txt");
     let named = format!("{}@{oldest}", text(&mine));
     assert_eq!(anna.json(&["restore", &named, "--to", &text(&aside)])[0]["path"], text(&aside));
@@ -1010,7 +1020,7 @@ fn what_sync_replaced_can_be_listed_and_restored() {
     anna.ran(&["restore", &text(&mine)]).success();
     equal(&here, &there);
     assert!(bens.exists());
-    assert!(anna.ran(&["restore", &format!("{}@99999", text(&mine))]).fails(2).contains("no version 99999"));
+    assert!(anna.ran(&["restore", &format!("{}@99999999", text(&mine))]).fails(2).contains("no version 99999999"));
     assert!(anna.ran(&["versions", "/etc/passwd"]).fails(2).contains("in no folder"));
     assert!(ben.ran(&["versions", &text(&there.join("never"))]).success().contains("nothing is kept"));
 }

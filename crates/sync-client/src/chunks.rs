@@ -3,8 +3,10 @@
 //! The session is what lets a peer in: streams are taken while it is established and end with it, and what is asked for
 //! on one is answered only from the session's group. `schedule` is the pure half, which decides who is asked for what;
 //! `fetch` and `serve` are the two ends of a stream.
+//! `kept` asks in the same way what others keep of a path.
 
 mod fetch;
+mod kept;
 mod pace;
 mod schedule;
 mod serve;
@@ -14,9 +16,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 pub use fetch::{FetchQueue, Fetched};
+pub(crate) use kept::ask_kept;
 pub use pace::Pace;
 use sync_link::iroh_link::Connection;
-use sync_types::GroupId;
+use sync_types::folder::{KeptFile, TreePath};
+use sync_types::{FolderId, GroupId};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -48,6 +52,12 @@ pub trait ChunkSource: Send + Sync {
             }
         }
         chunks
+    }
+
+    /// What is kept of a path of a folder of the group, newest first; called on threads that may block.
+    fn kept(&self, group: &GroupId, folder: &FolderId, path: &TreePath) -> Vec<KeptFile> {
+        let _ = (group, folder, path);
+        Vec::new()
     }
 }
 

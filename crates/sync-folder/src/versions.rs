@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cap_std::fs::Dir;
+use sync_types::bounds::MAX_CHUNK;
 
 use crate::apply::ApplyError;
 use crate::apply::sys::{self, There};
@@ -52,6 +53,27 @@ impl Versions {
     pub fn open(&self, name: &str) -> Result<File, ApplyError> {
         let (month, own) = split(name)?;
         sys::open_entry(&self.month(month)?, own, Kind::File, false)
+    }
+
+    /// Reads a chunk of a kept file; none if that is not what it holds.
+    pub fn read_chunk(
+        &self,
+        name: &str,
+        offset: u64,
+        len: u64,
+        hash: &[u8; 32],
+    ) -> Result<Option<Vec<u8>>, ApplyError> {
+        let Some(len) = usize::try_from(len).ok().filter(|len| *len as u64 <= MAX_CHUNK) else { return Ok(None) };
+        let file = self.open(name)?;
+        let mut bytes = vec![0; len];
+        let mut read = 0;
+        while read < len {
+            match sys::read_at(&file, &mut bytes[read..], offset.saturating_add(read as u64))? {
+                0 => return Ok(None),
+                more => read += more,
+            }
+        }
+        Ok((blake3::hash(&bytes) == *hash).then_some(bytes))
     }
 
     /// What is kept under a name.

@@ -155,7 +155,19 @@ CREATE TABLE kept (
 ) STRICT;
 
 CREATE INDEX kept_by_key ON kept (fid, key, at);
+CREATE INDEX kept_by_hash ON kept (fid, substr(hash, 1, 8)) WHERE hash IS NOT NULL;
 CREATE INDEX kept_by_time ON kept (fid, at, kid, size);
+
+-- The chunks of kept versions, except of those that are one chunk.
+CREATE TABLE kept_chunks (
+  hash BLOB NOT NULL,
+  kid INTEGER NOT NULL REFERENCES kept ON DELETE CASCADE,
+  offset INTEGER NOT NULL,
+  len INTEGER NOT NULL,
+  PRIMARY KEY (hash, kid, offset)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX kept_chunks_by_version ON kept_chunks (kid, offset);
 
 -- Texts as they were last in sync, from which two edits are merged. The key leads, since a path has few.
 CREATE TABLE texts (

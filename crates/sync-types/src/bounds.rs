@@ -57,3 +57,5 @@ pub const MAX_INLINE_CHUNKS: usize = 64;
 pub const MAX_CHUNKS_ASKED: usize = 1024;
 /// Bytes of one message on a stream that fetches chunks: a chunk and what is around it.
 pub const MAX_CHUNK_FRAME: usize = (4 << 20) + 4096;
+/// Kept versions of a path that a peer is told of: more than staggered keeping leaves of a year.
+pub const MAX_KEPT: usize = 256;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::bounds::{
-    MAX_BATCH_AUTHORS, MAX_CHUNK, MAX_CHUNKS_ASKED, MAX_COMPONENT, MAX_INLINE_CHUNKS, MAX_NAME, MAX_PATH,
+    MAX_BATCH_AUTHORS, MAX_CHUNK, MAX_CHUNKS_ASKED, MAX_COMPONENT, MAX_INLINE_CHUNKS, MAX_KEPT, MAX_NAME, MAX_PATH,
     MAX_PATH_DEPTH, MAX_RECORDS, MAX_VECTOR,
 };
 use crate::ids::{AuthorId, FolderId, Number};
@@ -523,12 +523,39 @@ pub enum ChunkFrame {
     },
     /// The chunk is not held here any more.
     Missing,
+    /// Asks what is kept of what was replaced or removed at a path; answered by [`ChunkFrame::Kept`].
+    AskKept {
+        /// The folder, of the session's group.
+        folder: FolderId,
+        /// The path.
+        path: TreePath,
+    },
+    /// The files that are kept of a path, the newest first; their chunks can be asked for.
+    Kept {
+        /// At most [`MAX_KEPT`].
+        files: Vec<KeptFile>,
+    },
+}
+
+/// A file that was replaced or removed, and is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptFile {
+    /// When it was replaced or removed, Unix milliseconds.
+    pub at: u64,
+    /// Its content.
+    pub content: FileContent,
+    /// Its permission bits, at most 0o777.
+    pub mode: u32,
+    /// When it was changed, Unix nanoseconds.
+    pub mtime: i64,
 }
 
 impl ChunkFrame {
     const ASK: u64 = 0x60;
     const CHUNK: u64 = 0x61;
     const MISSING: u64 = 0x62;
+    const ASK_KEPT: u64 = 0x63;
+    const KEPT: u64 = 0x64;
 
     /// The frame's bytes.
     #[must_use]
@@ -547,6 +574,21 @@ impl ChunkFrame {
             Self::Missing => {
                 let mut writer = Writer::array_of(1);
                 writer.uint(Self::MISSING);
+                writer.finish()
+            }
+            Self::AskKept { folder, path } => {
+                let mut writer = Writer::array_of(3);
+                writer.uint(Self::ASK_KEPT).bin(&folder.0).text(path.as_str());
+                writer.finish()
+            }
+            Self::Kept { files } => {
+                let mut writer = Writer::array_of(2);
+                writer.uint(Self::KEPT).array(files.len());
+                for KeptFile { at, content, mode, mtime } in files {
+                    writer.array(4).uint(*at);
+                    write_node(&mut writer, &Node::File(content.clone()));
+                    writer.uint(u64::from(*mode)).uint(zigzag(*mtime));
+                }
                 writer.finish()
             }
         }
@@ -573,12 +615,35 @@ impl ChunkFrame {
                 (Self::Chunk { codec, len, bytes: reader.bin("bytes", most)?.to_vec() }, 4)
             }
             Self::MISSING => (Self::Missing, 1),
+            Self::ASK_KEPT if fields >= 3 => {
+                let folder = FolderId(reader.fixed("folder")?);
+                let path = TreePath::new(reader.text("path", MAX_PATH)?);
+                (Self::AskKept { folder, path: path.map_err(|_| FormatError::Malformed { field: "path" })? }, 3)
+            }
+            Self::KEPT if fields >= 2 => {
+                let count = reader.array("files", 0, MAX_KEPT)?;
+                let files = (0..count).map(|_| read_kept(&mut reader)).collect::<Result<_, _>>()?;
+                (Self::Kept { files }, 2)
+            }
             got => return Err(FormatError::Unknown { field: "type", got }),
         };
         reader.skip("frame", fields - read)?;
         reader.end()?;
         Ok(frame)
     }
+}
+
+fn read_kept(reader: &mut Reader<'_>) -> Result<KeptFile, FormatError> {
+    let fields = reader.array("kept", 4, MAX_FIELDS)?;
+    let at = reader.uint("at")?;
+    let Node::File(content) = read_node(reader)? else { return Err(FormatError::Malformed { field: "content" }) };
+    let mode = reader.uint32("mode")?;
+    if mode > 0o777 {
+        return Err(FormatError::Malformed { field: "mode" });
+    }
+    let mtime = unzigzag(reader.uint("mtime")?);
+    reader.skip("kept", fields - 4)?;
+    Ok(KeptFile { at, content, mode, mtime })
 }
 
 #[cfg(test)]
@@ -629,9 +694,39 @@ mod tests {
             ChunkFrame::Ask { hashes: vec![[1; 32], [2; 32]] },
             ChunkFrame::Chunk { codec: 1, len: 70, bytes: vec![3; 40] },
             ChunkFrame::Missing,
+            ChunkFrame::AskKept { folder: FolderId([4; 16]), path: path("a/b") },
+            kept(),
+            ChunkFrame::Kept { files: Vec::new() },
         ] {
             assert_eq!(ChunkFrame::decode(&frame.encode()).expect("a frame"), frame);
         }
+    }
+
+    fn kept() -> ChunkFrame {
+        let cut = Chunks::Inline(vec![ChunkRef { hash: Some([7; 32]), len: 300_000 }]);
+        let file = |at, size, chunks, mode, mtime| KeptFile {
+            at,
+            content: FileContent { size, hash: [6; 32], chunks },
+            mode,
+            mtime,
+        };
+        ChunkFrame::Kept { files: vec![file(9, 5, Chunks::Whole, 0o644, -1), file(8, 300_000, cut, 0, i64::MAX)] }
+    }
+
+    #[test]
+    fn what_is_kept_of_a_path_travels_in_these_bytes() {
+        let ask = ChunkFrame::AskKept { folder: FolderId([4; 16]), path: path("a/b") };
+        expect_test::expect!["9363c41004040404040404040404040404040404a3612f62"].assert_eq(&data_encoding::HEXLOWER.encode(&ask.encode()));
+        expect_test::expect!["9264929409950205c420060606060606060606060606060606060606060606060606060606060606060600c400cd01a40194089502ce000493e0c420060606060606060606060606060606060606060606060606060606060606060601c4280707070707070707070707070707070707070707070707070707070707070707e09304000000000000cffffffffffffffffe"].assert_eq(&data_encoding::HEXLOWER.encode(&kept().encode()));
+        let mut directory = Writer::array_of(2);
+        directory.uint(0x64).array(1).array(4).uint(1);
+        write_node(&mut directory, &Node::Directory);
+        directory.uint(0).uint(0);
+        assert_eq!(
+            ChunkFrame::decode(&directory.finish()),
+            Err(FormatError::Malformed { field: "content" }),
+            "only files are kept for others"
+        );
     }
 
     #[test]

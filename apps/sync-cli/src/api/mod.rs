@@ -237,7 +237,7 @@ pub(crate) struct Versions {
 pub(crate) struct RestoreRequest {
     /// The path below the folder, with slashes.
     pub(crate) path: String,
-    pub(crate) version: u64,
+    pub(crate) version: String,
     pub(crate) to: RestoreTo,
 }
 

@@ -578,7 +578,16 @@ mod tests {
     #[test]
     fn what_is_sent_has_the_fields_that_are_described() {
         let folder = folder("aa", "photos", Path::new("/photos"));
-        let kept = KeptVersion { version: 1, path: "a".into(), at: 1, modified: -1, size: 1, hash: None };
+        let kept = KeptVersion {
+            version: "k1".into(),
+            path: "a".into(),
+            at: 1,
+            modified: -1,
+            size: 1,
+            hash: None,
+            here: true,
+            devices: vec!["b".into()],
+        };
         let offered = Offered { id: "aa".into(), name: "photos".into(), path: None };
         let device = DeviceStatus {
             name: "anna".into(),
@@ -590,7 +599,7 @@ mod tests {
             last_seen_ms: None,
         };
         let place = PlaceRequest { path: "/photos".into(), name: None, direction: Direction::Both };
-        let restore = RestoreRequest { path: "a".into(), version: 1, to: RestoreTo::Place };
+        let restore = RestoreRequest { path: "a".into(), version: "0123abcd".into(), to: RestoreTo::Place };
         let overview = Overview {
             version: "1".into(),
             served_by: None,

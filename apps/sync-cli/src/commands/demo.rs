@@ -271,7 +271,7 @@ async fn restore(anna: &Device, ben: &Device, story: &mut Story) -> Result<(), F
     settle(anna, ben).await?;
     let kept = anna.client().versions(&anna.folder_id, &path).await?.versions;
     let newest = kept.first().ok_or_else(|| Failure::new("demo", "anna has kept no version of what ben overwrote"))?;
-    let request = RestoreRequest { path, version: newest.version, to: RestoreTo::Place };
+    let request = RestoreRequest { path, version: newest.version.clone(), to: RestoreTo::Place };
     anna.client().restore(&anna.folder_id, request).await?;
     for device in [anna, ben] {
         device.sees("plan.txt", |there| there == Some("first plan\n")).await?;

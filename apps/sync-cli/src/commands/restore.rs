@@ -12,13 +12,13 @@ use crate::exit::Failure;
 use crate::output::Output;
 use crate::select;
 
-/// Bring back what was kept of a file, the newest unless @N names one that `versions` lists
+/// Bring back what was kept of a file, the newest unless @VERSION names one that `versions` lists
 ///
 /// What is in its place now is kept in turn.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The file, whether or not it exists now; a name that itself ends in @ and a number needs @N
-    #[arg(value_name = "PATH[@N]")]
+    /// The file, whether or not it exists now; a name that itself ends like a version needs one
+    #[arg(value_name = "PATH[@VERSION]")]
     path: PathBuf,
 
     /// Put it there, where nothing may be, instead of in its place
@@ -42,7 +42,8 @@ impl Args {
         let version = match version {
             Some(version) => version,
             None => {
-                let newest = backend.versions(&folder.id, &below).await?.versions.first().map(|kept| kept.version);
+                let newest =
+                    backend.versions(&folder.id, &below).await?.versions.into_iter().next().map(|kept| kept.version);
                 let nothing = || Failure::new("no-version", format!("nothing is kept of {}", path.display()));
                 newest.ok_or_else(nothing)?
             }
@@ -58,11 +59,13 @@ impl Args {
     }
 }
 
-/// A path, and the version named behind it.
-fn split(path: &Path) -> (PathBuf, Option<u64>) {
+/// A path, and the version named behind it: eight digits of a hash, or k and a number.
+fn split(path: &Path) -> (PathBuf, Option<String>) {
+    let is_hash = |text: &str| text.len() == 8 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_number = |text: &str| text.strip_prefix('k').is_some_and(|number| number.parse::<u64>().is_ok());
     let named = path.file_name().and_then(OsStr::to_str).and_then(|name| {
         let (name, version) = name.rsplit_once('@')?;
-        Some((path.with_file_name(name), version.parse().ok()?))
+        (is_hash(version) || is_number(version)).then(|| (path.with_file_name(name), version.to_owned()))
     });
     match named {
         Some((path, version)) => (path, Some(version)),
@@ -78,13 +81,15 @@ mod tests {
     fn a_version_is_what_follows_the_last_at() {
         for (text, path, version) in [
             ("a/b.txt", "a/b.txt", None),
-            ("a/b.txt@3", "a/b.txt", Some(3)),
-            ("a@1/b", "a@1/b", None),
-            ("a@1@2", "a@1", Some(2)),
+            ("a/b.txt@0123abcd", "a/b.txt", Some("0123abcd")),
+            ("a@k1/b", "a@k1/b", None),
+            ("a@k1@k2", "a@k1", Some("k2")),
             ("me@example.org", "me@example.org", None),
-            ("a@-1", "a@-1", None),
+            ("a@3", "a@3", None),
+            ("a@k", "a@k", None),
+            ("a@0123ABCD", "a@0123ABCD", None),
         ] {
-            assert_eq!(split(Path::new(text)), (PathBuf::from(path), version), "{text}");
+            assert_eq!(split(Path::new(text)), (PathBuf::from(path), version.map(str::to_owned)), "{text}");
         }
     }
 }

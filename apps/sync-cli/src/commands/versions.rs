@@ -13,8 +13,9 @@ use crate::cli::Global;
 use crate::exit::Failure;
 use crate::output::Output;
 use crate::select;
+use crate::terminal::clean;
 
-/// List what was kept of a file when sync replaced or removed it, the newest first
+/// List what is kept of a file that sync replaced or removed, on this device and those that are connected, newest first
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The file, whether or not it exists now
@@ -43,7 +44,10 @@ impl Args {
 fn line(kept: &KeptVersion) -> String {
     let ago = SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_millis(kept.at)).unwrap_or_default();
     let ago = age(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX));
-    format!("@{} {}, replaced {ago} ago", kept.version, BinaryBytes(kept.size))
+    let size = BinaryBytes(kept.size);
+    let here = kept.here.then_some("here");
+    let on: Vec<&str> = here.into_iter().chain(kept.devices.iter().map(String::as_str)).collect();
+    format!("@{} {size}, replaced {ago} ago, kept {}", kept.version, clean(&on.join(", ")))
 }
 
 #[cfg(test)]
@@ -52,7 +56,18 @@ mod tests {
 
     #[test]
     fn a_version_is_told_by_what_restore_takes() {
-        let kept = KeptVersion { version: 7, path: "a".into(), at: u64::MAX / 2, modified: 0, size: 2048, hash: None };
-        assert_eq!(line(&kept), "@7 2.00 KiB, replaced 0 s ago");
+        let kept = KeptVersion {
+            version: "0123abcd".into(),
+            path: "a".into(),
+            at: u64::MAX / 2,
+            modified: 0,
+            size: 2048,
+            hash: Some("0123abcd".repeat(8)),
+            here: true,
+            devices: vec!["laptop".into(), "\u{1b}[31m".into()],
+        };
+        assert_eq!(line(&kept), "@0123abcd 2.00 KiB, replaced 0 s ago, kept here, laptop, \\u{1b}[31m");
+        let elsewhere = KeptVersion { here: false, devices: vec!["phone".into()], ..kept };
+        assert_eq!(line(&elsewhere), "@0123abcd 2.00 KiB, replaced 0 s ago, kept phone");
     }
 }

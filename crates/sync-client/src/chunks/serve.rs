@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sync_link::frame::{FrameError, FrameReceiver, FrameSender, FrameStream};
 use sync_link::iroh_link::Connection;
 use sync_types::GroupId;
-use sync_types::bounds::{MAX_CHUNK, MAX_CHUNK_FRAME, MAX_CHUNKS_ASKED};
+use sync_types::bounds::{MAX_CHUNK, MAX_CHUNK_FRAME, MAX_CHUNKS_ASKED, MAX_KEPT, MAX_PATH};
 use sync_types::folder::ChunkFrame;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -29,6 +29,7 @@ const _: () = assert!(READ_MOST as u64 >= READ_BYTES as u64 + MAX_CHUNK);
 const READ_GOES: usize = 16;
 /// A frame that asks, the longest there is: 34 bytes for each hash.
 const MAX_ASK_FRAME: usize = 64 + 34 * MAX_CHUNKS_ASKED;
+const _: () = assert!(MAX_ASK_FRAME > 64 + MAX_PATH);
 /// Bytes that are tried for whether they compress at all.
 const SAMPLE: usize = 64 << 10;
 /// Code with which a stream ends whose peer does not keep to the protocol.
@@ -89,8 +90,16 @@ async fn answer(group: &Group, stream: FrameStream, ahead: Arc<Semaphore>) -> Re
 
 /// Answers read in one go, and the room they take.
 struct Go {
-    answers: Vec<Option<Packed>>,
+    answers: Answers,
     _room: OwnedSemaphorePermit,
+}
+
+/// What is answered in one go.
+enum Answers {
+    /// Chunks, none for each that is not to be had.
+    Chunks(Vec<Option<Packed>>),
+    /// Another frame.
+    Frame(Vec<u8>),
 }
 
 async fn read_asked(
@@ -103,6 +112,19 @@ async fn read_asked(
         let hashes = match receiver.recv().await {
             Ok(Some(bytes)) => match ChunkFrame::decode(&bytes) {
                 Ok(ChunkFrame::Ask { hashes }) => hashes,
+                Ok(ChunkFrame::AskKept { folder, path }) => {
+                    let Ok(mut room) = ahead.clone().acquire_many_owned(READ_MOST).await else { return Ok(()) };
+                    let (source, id) = (group.chunks.source(), group.id);
+                    let look = move || source.map_or_else(Vec::new, |source| source.kept(&id, &folder, &path));
+                    let Ok(mut files) = tokio::task::spawn_blocking(look).await else { return Ok(()) };
+                    files.truncate(MAX_KEPT);
+                    let frame = ChunkFrame::Kept { files }.encode();
+                    drop(room.split((READ_MOST as usize).saturating_sub(frame.len())));
+                    if goes.send(Go { answers: Answers::Frame(frame), _room: room }).await.is_err() {
+                        return Ok(());
+                    }
+                    continue;
+                }
                 Ok(_) => return Err("an answer to nothing".to_owned()),
                 Err(error) => return Err(error.to_string()),
             },
@@ -122,7 +144,7 @@ async fn read_asked(
             let bytes = answers.iter().flatten().map(|packed| packed.bytes.len()).sum::<usize>();
             // what turned out not to be needed
             drop(room.split((READ_MOST as usize).saturating_sub(bytes)));
-            if goes.send(Go { answers, _room: room }).await.is_err() {
+            if goes.send(Go { answers: Answers::Chunks(answers), _room: room }).await.is_err() {
                 return Ok(());
             }
         }
@@ -176,8 +198,13 @@ fn compress(chunk: &[u8]) -> Option<Vec<u8>> {
 async fn send(mut sender: FrameSender, mut goes: mpsc::Receiver<Go>, pace: Arc<Pace>) {
     let sent: Result<(), FrameError> = async {
         while let Some(go) = goes.recv().await {
-            for answer in go.answers {
-                send_answer(&mut sender, answer, &pace).await?;
+            match go.answers {
+                Answers::Chunks(answers) => {
+                    for answer in answers {
+                        send_answer(&mut sender, answer, &pace).await?;
+                    }
+                }
+                Answers::Frame(frame) => sender.send(frame).await?,
             }
             if goes.is_empty() {
                 sender.flush().await?;

@@ -9,7 +9,7 @@ use sync_core::folder::{
 };
 use sync_folder::apply::{Applier, ApplyError, Expected};
 use sync_folder::versions::Kept;
-use sync_folder::walk;
+use sync_folder::walk::{self, Kind};
 use sync_store::{DiskState, FileRow, FolderRowId, NewKept, Reader, StoreError, Txn};
 use sync_types::folder::{Node, TreePath};
 use tokio::runtime::Handle;
@@ -236,10 +236,27 @@ pub(crate) fn extent(versions: &Versions) -> (bool, u64) {
     (versions.is_live(), size)
 }
 
-/// What was kept, as the database has it.
-pub(crate) fn new_kept(path: &TreePath, kept: Kept) -> NewKept {
+/// What was kept, as the database has it, with the hash and the chunks of what lay there where those are known.
+pub(crate) fn new_kept(path: &TreePath, kept: Kept, hash: Option<[u8; 32]>, chunks: Vec<ChunkRow>) -> NewKept {
     let Kept { name, size, mode, mtime, .. } = kept;
-    NewKept { key: path.key(), at: now(), name, size, hash: None, mode, mtime, reason: 0 }
+    let whole = matches!(&chunks[..], [(chunk, ..)] if Some(*chunk) == hash);
+    let chunks = if whole { Vec::new() } else { chunks };
+    NewKept { key: path.key(), at: now(), name, size, hash, mode, mtime, reason: 0, chunks }
+}
+
+/// What was kept of what the index says lay at a path.
+pub(crate) fn kept_from(
+    reader: &Reader<'_>,
+    fid: FolderRowId,
+    path: &TreePath,
+    kept: Kept,
+) -> Result<NewKept, StoreError> {
+    let row = reader.file(fid, &path.key())?;
+    let known = row.and_then(|row| Some((row.file, row.disk.filter(|disk| disk.size == kept.size)?.hash?)));
+    Ok(match known {
+        Some((file, hash)) if kept.kind == Kind::File => new_kept(path, kept, Some(hash), reader.chunk_list(file)?),
+        _ => new_kept(path, kept, None, Vec::new()),
+    })
 }
 
 /// Notes what was done, in one commit; what the group says meanwhile is compared again.
@@ -253,11 +270,11 @@ pub(crate) async fn commit(folder: &Folder, applied: Vec<Applied>) -> Result<(),
     let work = move |txn: &mut Txn<'_>| {
         let mut pending = false;
         for Applied { path, disk, chunks, kept } in applied {
-            let key = path.key();
-            pending |= put(txn, fid, &key, disk.as_ref(), &chunks, way)?;
             if let Some(kept) = kept {
-                txn.add_kept(fid, &new_kept(&path, kept))?;
+                let kept = kept_from(&txn.reader(), fid, &path, kept)?;
+                txn.add_kept(fid, &kept)?;
             }
+            pending |= put(txn, fid, &path.key(), disk.as_ref(), &chunks, way)?;
         }
         Ok(pending)
     };

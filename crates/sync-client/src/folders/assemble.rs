@@ -16,6 +16,7 @@ use sync_types::bounds::MAX_CHUNK;
 use sync_types::folder::{ChunkRef, Chunks, FileContent, Node, TreePath, decode_chunks, total};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
 
 use super::apply::{Applied, commit};
 use super::conflicts::{self, Loser, Settled, Winner};
@@ -135,15 +136,24 @@ pub(crate) async fn run(
     let waiting: Mutex<Waiting> = Mutex::default();
     let outstanding = AtomicUsize::new(0);
     let asked_all = tokio::sync::Notify::new();
+    let over = CancellationToken::new();
+    let asker = Asker {
+        folder,
+        applier,
+        queue,
+        jobs: &jobs,
+        send: &send,
+        waiting: &waiting,
+        outstanding: &outstanding,
+        over: &over,
+    };
     let asking = async {
-        let done =
-            Asker { folder, applier, queue, jobs: &jobs, send: &send, waiting: &waiting, outstanding: &outstanding }
-                .run()
-                .await;
+        let done = asker.run().await;
         asked_all.notify_one();
         done
     };
     let handing = async {
+        let _over = over.clone().drop_guard();
         let mut all = false;
         while !(all && outstanding.load(Ordering::Acquire) == 0) {
             tokio::select! {
@@ -191,6 +201,8 @@ struct Asker<'a> {
     send: &'a mpsc::Sender<Message>,
     waiting: &'a Mutex<Waiting>,
     outstanding: &'a AtomicUsize,
+    /// Nothing is handed on any more.
+    over: &'a CancellationToken,
 }
 
 /// A chunk of a file, and where it is known to lie.
@@ -215,7 +227,7 @@ impl Asker<'_> {
                 return Ok(left + 1);
             }
             let list = match &content.chunks {
-                Chunks::Listed(pieces) => match self.list(pieces, content.size).await? {
+                Chunks::Listed(pieces) => match list(self.folder, pieces, content.size).await? {
                     Some(list) => Some(list),
                     None => {
                         left += 1;
@@ -230,7 +242,12 @@ impl Asker<'_> {
                 Err(_) => {
                     // what those under way still need is asked for before waiting for them
                     self.ask(std::mem::take(&mut needed), &copied).await?;
-                    files.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?
+                    let file = tokio::select! {
+                        file = files.clone().acquire_owned() => file,
+                        // nothing arrives any more that could make room
+                        () = self.over.cancelled() => return Ok(left + 1),
+                    };
+                    file.map_err(|_| StoreError::Closed)?
                 }
             };
             let chunks = rows::chunk_rows(content, list.as_deref());
@@ -332,28 +349,101 @@ impl Asker<'_> {
             () = self.folder.cancel.cancelled() => false,
         }
     }
-
-    /// The list of a file's chunks: made again from this device's files, or fetched.
-    async fn list(&self, pieces: &[ChunkRef], size: u64) -> Result<Option<Vec<u8>>, StoreError> {
-        let (queue, mut fetched) = crate::chunks::ChunkFetcher::new(self.folder.group.clone());
-        let mut list = Vec::new();
-        for piece in pieces {
-            let (Some(hash), Ok(len)) = (piece.hash, u32::try_from(piece.len)) else { return Ok(None) };
-            if list.len() as u64 + piece.len > MAX_LIST || !queue.push(Want { hash, len }).await {
-                return Ok(None);
-            }
-            let answer = tokio::select! {
-                answer = fetched.recv() => answer,
-                () = self.folder.cancel.cancelled() => None,
-            };
-            let Some(bytes) = answer.and_then(|answer| answer.bytes.clone()) else { return Ok(None) };
-            list.extend_from_slice(&bytes);
-        }
-        let sound = decode_chunks(&list).is_ok_and(|chunks| total(&chunks) == Some(size));
-        Ok(sound.then_some(list))
-    }
 }
 
+/// The list of a file's chunks: made again from a device's files.
+async fn list(folder: &Folder, pieces: &[ChunkRef], size: u64) -> Result<Option<Vec<u8>>, StoreError> {
+    let (queue, mut fetched) = crate::chunks::ChunkFetcher::new(folder.group.clone());
+    let mut list = Vec::new();
+    for piece in pieces {
+        let (Some(hash), Ok(len)) = (piece.hash, u32::try_from(piece.len)) else { return Ok(None) };
+        if list.len() as u64 + piece.len > MAX_LIST || !queue.push(Want { hash, len }).await {
+            return Ok(None);
+        }
+        let answer = tokio::select! {
+            answer = fetched.recv() => answer,
+            () = folder.cancel.cancelled() => None,
+        };
+        let Some(bytes) = answer.and_then(|answer| answer.bytes.clone()) else { return Ok(None) };
+        list.extend_from_slice(&bytes);
+    }
+    let sound = decode_chunks(&list).is_ok_and(|chunks| total(&chunks) == Some(size));
+    Ok(sound.then_some(list))
+}
+
+/// Receives one file for itself, to be kept or put somewhere; none if no device that is connected has all of it.
+pub(crate) async fn receive(
+    folder: &Folder,
+    applier: &Arc<Applier>,
+    content: &FileContent,
+    mode: u32,
+    mtime: i64,
+) -> Result<Option<(Ready, Vec<rows::ChunkRow>)>, ReceiveError> {
+    let listed = match &content.chunks {
+        Chunks::Listed(pieces) => match list(folder, pieces, content.size).await? {
+            None => return Ok(None),
+            listed => listed,
+        },
+        _ => None,
+    };
+    let chunks = rows::chunk_rows(content, listed.as_deref());
+    let mut places: HashMap<[u8; 32], Vec<u64>> = HashMap::new();
+    let mut wants = Vec::new();
+    for (hash, offset, len) in chunks.iter().filter(|(_, offset, _)| *offset < LIST_OFFSET) {
+        let at = places.entry(*hash).or_default();
+        if at.is_empty() {
+            wants.push(Want { hash: *hash, len: u32::try_from(*len).map_err(|_| ApplyError::Mismatch)? });
+        }
+        at.push(*offset);
+    }
+    applier.room(content.size)?;
+    let incoming = Arc::new(applier.receive(content.size)?);
+    let (queue, mut fetched) = crate::chunks::ChunkFetcher::new(folder.group.clone());
+    let (mut asked, mut arrived) = (0, 0);
+    while arrived < wants.len() {
+        while asked < wants.len() && asked - arrived < ASKED_AHEAD {
+            if !queue.push(wants[asked]).await {
+                break;
+            }
+            asked += 1;
+        }
+        let answer = tokio::select! {
+            answer = fetched.recv() => answer,
+            () = folder.cancel.cancelled() => None,
+        };
+        let found = answer.and_then(|answer| Some((places.get(&answer.hash)?.clone(), answer)));
+        let Some((offsets, answer)) = found.filter(|(_, answer)| answer.bytes.is_some()) else {
+            return Ok(None);
+        };
+        arrived += 1;
+        let incoming = incoming.clone();
+        let writing = tokio::task::spawn_blocking(move || {
+            let bytes = answer.bytes.as_deref().unwrap_or_default();
+            offsets.iter().try_for_each(|offset| incoming.write_at(*offset, bytes))
+        });
+        writing.await.map_err(|_| StoreError::Closed)??;
+    }
+    let (applier, hash) = (applier.clone(), content.hash);
+    let finishing = tokio::task::spawn_blocking(move || {
+        let incoming = Arc::into_inner(incoming).ok_or(ApplyError::Changed)?;
+        let ready = incoming.finish(Check::Blake3(hash), mode, mtime)?;
+        applier.sync(std::slice::from_ref(&ready)).map(|()| ready)
+    });
+    let ready = finishing.await.map_err(|_| StoreError::Closed)??;
+    Ok(Some((ready, chunks)))
+}
+
+/// Why a file could not be received.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReceiveError {
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Chunks of one file that are asked for before the first of them has come.
+const ASKED_AHEAD: usize = 32;
 /// Bytes of the longest list of chunks that is taken: a file of some terabytes.
 const MAX_LIST: u64 = 64 * MAX_CHUNK;
 /// What is said of a file that nobody connected holds.
@@ -528,7 +618,9 @@ impl<'a> Writer<'a> {
     ) -> Result<(), ApplyError> {
         let (folder, applier, handle) = (self.folder, self.applier, self.handle);
         let at = (&job.path, &job.take);
-        if let Some(merged) = conflicts::merge(folder, applier, handle, at, loser, ready, job.expected())? {
+        if let Some(merged) =
+            conflicts::merge(folder, applier, handle, at, loser, (ready, chunks.clone()), job.expected())?
+        {
             settled.push(merged);
             return Ok(());
         }

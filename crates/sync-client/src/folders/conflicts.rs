@@ -8,9 +8,8 @@ use std::sync::Arc;
 use sync_core::folder::{Disk, Version, basis, conflict_path, settle};
 use sync_folder::apply::{Applier, ApplyError, Check, Expected, Ready};
 use sync_folder::cut::Cut;
-use sync_folder::versions::Kept;
 use sync_folder::walk::{self, Stat};
-use sync_store::{Appended, Content, DiskState, FileRow, FolderRowId, Reader, StoreError, Txn};
+use sync_store::{Appended, Content, DiskState, FileRow, FolderRowId, NewKept, Reader, StoreError, Txn};
 use sync_types::folder::{Dot, FileContent, KIND_RECORDS, Node, Record, RecordBatch, TreePath, folder_stream};
 use tokio::runtime::Handle;
 
@@ -89,7 +88,7 @@ pub(crate) struct Merged {
     chunks: Vec<ChunkRow>,
     /// Whether a later change shows in the file's time.
     settled: bool,
-    kept: Vec<Kept>,
+    kept: Vec<NewKept>,
 }
 
 /// Gives back the names of copies that are not told: the next look at them does.
@@ -106,7 +105,7 @@ pub(crate) fn merge(
     handle: &Handle,
     (path, take): (&TreePath, &Disk),
     loser: &Loser,
-    ready: &Ready,
+    (ready, chunks): (&Ready, Vec<ChunkRow>),
     expected: Expected,
 ) -> Result<Option<Settled>, ApplyError> {
     let Some(text) = texts::merged(folder, applier, handle, path, &loser.version, take, ready) else { return Ok(None) };
@@ -122,7 +121,13 @@ pub(crate) fn merge(
             return Err(error);
         }
     };
-    let kept = placed.kept.into_iter().chain([applier.keep(ready)?]).collect();
+    let hash_of = |node: &Node| match node {
+        Node::File(file) => Some(file.hash),
+        _ => None,
+    };
+    let lost = placed.kept.map(|kept| new_kept(path, kept, hash_of(&loser.version.node), loser.chunks.clone()));
+    let won = new_kept(path, applier.keep(ready)?, hash_of(&take.node), chunks);
+    let kept = lost.into_iter().chain([won]).collect();
     let cut = folder.cutter.cut_file(applier.root(), path, &placed.stat, &mut |_| ControlFlow::Continue(()));
     // whoever was faster edited the merged text: the next look at it tells
     let Cut { content, stat, list, settled, .. } = cut.map_err(|_| ApplyError::Changed)?;
@@ -259,7 +264,7 @@ async fn tell_some(folder: &Arc<Folder>, conflicts: Vec<Settled>) -> Result<(), 
                         state.mtime = if merged.settled { state.mtime } else { i64::MIN };
                         put(txn, (fid, way), &merged.path, Some(version), Some(state), &merged.chunks)?;
                         for kept in &merged.kept {
-                            txn.add_kept(fid, &new_kept(&merged.path, kept.clone()))?;
+                            txn.add_kept(fid, kept)?;
                         }
                     }
                     _ => {}

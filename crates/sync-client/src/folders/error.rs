@@ -38,12 +38,14 @@ pub enum FolderError {
     #[error("{0} is no path of this folder")]
     Path(String),
     /// Nothing is kept under that name.
-    #[error("no version {version} of {path} is kept here; `syncshell versions {path}` lists them")]
+    #[error(
+        "no version {version} of {path} is kept here or on a device that is connected; `syncshell versions {path}` lists them"
+    )]
     NoVersion {
         /// The path.
         path: String,
         /// The version asked for.
-        version: u64,
+        version: String,
     },
     /// There is something already.
     #[error("{} is there already; name a path where nothing is", .0.display())]

@@ -3,6 +3,7 @@
 use sync_core::folder::{Disk, Version, Versions};
 use sync_folder::walk::{Kind, Stat};
 use sync_store::{DiskState, FileRow, StoreError};
+use sync_types::bounds::MAX_CHUNK;
 use sync_types::folder::Vector;
 use sync_types::folder::{ChunkRef, Chunks, Dot, FileContent, Node, decode_chunks, encode_chunks};
 
@@ -130,8 +131,24 @@ pub(crate) fn chunk_rows(content: &FileContent, list: Option<&[u8]>) -> Vec<Chun
     }
 }
 
-/// The bytes of a piece of a file's encoded list, made again from where its chunks lie; what is between them are holes.
-pub(crate) fn list_piece(rows: &[ChunkRow], size: u64, offset: u64, len: u64) -> Option<Vec<u8>> {
+/// How a file is cut, made again from where its chunks lie: the other way round than [`chunk_rows`].
+pub(crate) fn chunks_of(size: u64, rows: &[ChunkRow]) -> Chunks {
+    let mut pieces: Vec<&ChunkRow> = rows.iter().filter(|row| row.1 >= LIST_OFFSET).collect();
+    if !pieces.is_empty() {
+        pieces.sort_unstable_by_key(|row| row.1);
+        return Chunks::Listed(
+            pieces.into_iter().map(|(hash, _, len)| ChunkRef { hash: Some(*hash), len: *len }).collect(),
+        );
+    }
+    match placed(rows, size) {
+        // without chunks it is one, or a hole as long as no chunk is
+        Some(chunks) if !rows.is_empty() || size > MAX_CHUNK => Chunks::Inline(chunks),
+        _ => Chunks::Whole,
+    }
+}
+
+/// A file's chunks in order, with holes between them.
+fn placed(rows: &[ChunkRow], size: u64) -> Option<Vec<ChunkRef>> {
     let mut placed: Vec<&ChunkRow> = rows.iter().filter(|row| row.1 < LIST_OFFSET).collect();
     placed.sort_unstable_by_key(|row| row.1);
     let (mut chunks, mut end) = (Vec::new(), 0u64);
@@ -145,6 +162,12 @@ pub(crate) fn list_piece(rows: &[ChunkRow], size: u64, offset: u64, len: u64) ->
     if size > end {
         chunks.push(ChunkRef { hash: None, len: size - end });
     }
+    Some(chunks)
+}
+
+/// The bytes of a piece of a file's encoded list, made again from where its chunks lie; what is between them are holes.
+pub(crate) fn list_piece(rows: &[ChunkRow], size: u64, offset: u64, len: u64) -> Option<Vec<u8>> {
+    let chunks = placed(rows, size)?;
     let list = encode_chunks(&chunks);
     let from = usize::try_from(offset.checked_sub(LIST_OFFSET)?).ok()?;
     let to = from.checked_add(usize::try_from(len).ok()?)?;

@@ -4,9 +4,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use sync_folder::cut::read_chunk;
-use sync_store::{ChunkPlace, Reader, StoreError};
-use sync_types::GroupId;
-use sync_types::folder::TreePath;
+use sync_folder::versions::Versions as Kept;
+use sync_store::{ChunkPlace, FolderRowId, KeptRow, Reader, StoreError};
+use sync_types::bounds::MAX_KEPT;
+use sync_types::folder::{FileContent, KeptFile, TreePath};
+use sync_types::{FolderId, GroupId};
 
 use super::rows::{self, LIST_OFFSET};
 use crate::chunks::ChunkSource;
@@ -52,6 +54,12 @@ impl Source {
                 folder.counters.served.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 Some(bytes)
             }),
+            Located::Kept(places) => places.iter().find_map(|(fid, kept, offset, len)| {
+                let folder = folders.iter().find(|folder| folder.fid == *fid)?;
+                let bytes = Kept::new(folder.root()?).read_chunk(&kept.name, *offset, *len, hash).ok()??;
+                folder.counters.served.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                Some(bytes)
+            }),
         };
         Some(look.ok()?.into_iter().zip(hashes).map(read).collect())
     }
@@ -63,6 +71,8 @@ enum Located {
     Piece(Vec<u8>),
     /// In one of these, if any.
     Places(Vec<ChunkPlace>),
+    /// In one of these versions that are kept: with its folder, where it begins and its length.
+    Kept(Vec<(FolderRowId, KeptRow, u64, u64)>),
 }
 
 impl Located {
@@ -71,6 +81,7 @@ impl Located {
         match self {
             Self::Piece(piece) => piece.len() as u64,
             Self::Places(places) => places.first().map_or(0, |place| place.len),
+            Self::Kept(places) => places.first().map_or(0, |(.., len)| *len),
         }
     }
 }
@@ -87,7 +98,18 @@ fn locate(reader: &Reader<'_>, group: &GroupId, hash: &[u8; 32]) -> Result<Locat
         }
     }
     places.retain(|place| place.offset < LIST_OFFSET);
-    Ok(Located::Places(places))
+    if !places.is_empty() {
+        return Ok(Located::Places(places));
+    }
+    let mut kept = reader.kept_places(group, hash, PLACES)?;
+    for (_, row, offset, len) in kept.iter().filter(|(.., offset, _)| *offset >= LIST_OFFSET) {
+        let piece = rows::list_piece(&reader.kept_chunks(row.kid)?, row.size, *offset, *len);
+        if let Some(piece) = piece.filter(|piece| blake3::hash(piece) == *hash) {
+            return Ok(Located::Piece(piece));
+        }
+    }
+    kept.retain(|(.., offset, _)| *offset < LIST_OFFSET);
+    Ok(Located::Kept(kept))
 }
 
 impl ChunkSource for Source {
@@ -97,5 +119,21 @@ impl ChunkSource for Source {
 
     fn read_some(&self, group: &GroupId, hashes: &[[u8; 32]], enough: usize) -> Vec<Option<Vec<u8>>> {
         self.find(group, hashes, enough).unwrap_or_else(|| vec![None; hashes.len()])
+    }
+
+    fn kept(&self, group: &GroupId, folder: &FolderId, path: &TreePath) -> Vec<KeptFile> {
+        let Some(this) = self.group.upgrade() else { return Vec::new() };
+        let look = this.store().read_here(|reader| {
+            let Some(row) = reader.folder(group, folder)? else { return Ok(Vec::new()) };
+            let mut files = Vec::new();
+            for kept in reader.kept(row.fid, &path.key())?.into_iter().take(MAX_KEPT) {
+                let Some(hash) = kept.hash else { continue };
+                let chunks = rows::chunks_of(kept.size, &reader.kept_chunks(kept.kid)?);
+                let content = FileContent { size: kept.size, hash, chunks };
+                files.push(KeptFile { at: kept.at.0, content, mode: kept.mode & 0o777, mtime: kept.mtime });
+            }
+            Ok(files)
+        });
+        look.unwrap_or_default()
     }
 }

@@ -112,8 +112,9 @@ pub struct Offered {
 /// A version that was replaced or removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptVersion {
-    /// Names it in [`crate::Device::restore`].
-    pub version: u64,
+    /// Names it in [`crate::Device::restore`]: the first digits of its hash, the same on every device, or where that is not
+    /// known `k` and a number of this device.
+    pub version: String,
     /// The path it was at.
     pub path: String,
     /// When it was replaced, Unix ms.
@@ -124,6 +125,10 @@ pub struct KeptVersion {
     pub size: u64,
     /// BLAKE3, where it is known.
     pub hash: Option<String>,
+    /// Whether this device keeps it.
+    pub here: bool,
+    /// The connected devices that keep it too.
+    pub devices: Vec<String>,
 }
 
 /// Where a version is restored to.

@@ -1,80 +1,115 @@
-//! What was replaced or removed on this device: listed, brought back, and thinned out.
+//! What was replaced or removed, here and on devices that are connected: listed, brought back, and thinned out.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use data_encoding::HEXLOWER;
 use sync_folder::apply::{Applier, ApplyError, Expected};
 use sync_folder::versions::{over, thin};
 use sync_folder::walk;
 use sync_store::{KeptRow, StoreError};
 use sync_types::FolderId;
-use sync_types::folder::TreePath;
+use sync_types::folder::{KeptFile, TreePath};
 
 use super::engine::Folder;
 use super::error::FolderError;
 use super::status::{KeptVersion, RestoreTo};
+use super::{apply, assemble};
+use crate::chunks::ask_kept;
 use crate::device::Device;
 use crate::error::ClientError;
 use crate::group::now;
 
 /// The share of a disk that versions may take: one part in so many.
 const SHARE: u64 = 10;
+/// Digits of a content's hash that name a version.
+const DIGITS: usize = 8;
 /// Versions looked at when some are to go; the rest follows the next time.
 const LOOKED_AT: usize = 10_000;
 
 impl Device {
-    /// What was replaced or removed at a path on this device, the newest first.
+    /// What was replaced or removed at a path and is kept, on this device and those that are connected, newest first.
     pub async fn versions(&self, folder: FolderId, path: &str) -> Result<Vec<KeptVersion>, ClientError> {
         let folder = self.running(folder)?;
         let path = tree_path(path)?;
-        let (fid, key) = (folder.fid, path.key());
-        let kept = folder.store().read(move |reader| reader.kept(fid, &key)).await?;
-        let version = |row: KeptRow| KeptVersion {
-            version: row.kid.number(),
-            path: path.to_string(),
-            at: row.at.0,
-            modified: row.mtime / 1_000_000,
-            size: row.size,
-            hash: row.hash.map(|hash| blake3::Hash::from_bytes(hash).to_hex().to_string()),
-        };
-        Ok(kept.into_iter().map(version).collect())
+        let (fid, key, group) = (folder.fid, path.key(), folder.group.id);
+        let look = move |reader: &sync_store::Reader<'_>| Ok((reader.kept(fid, &key)?, reader.peers(&group)?));
+        let (kept, peers) = folder.store().read(look).await?;
+        let mut all: Vec<KeptVersion> = Vec::new();
+        for row in &kept {
+            let version = version_of(row);
+            if !all.iter().any(|known| known.version == version) {
+                let (at, modified, hash) = (row.at.0, row.mtime / 1_000_000, row.hash.as_ref().map(hex));
+                let path = path.to_string();
+                let devices = Vec::new();
+                all.push(KeptVersion { version, path, at, modified, size: row.size, hash, here: true, devices });
+            }
+        }
+        for (device, files) in ask_kept(&folder.group, folder.id, &path).await {
+            let known = peers.iter().find(|peer| peer.device.is_some_and(|id| id.0 == device.0));
+            let name = known.map_or_else(|| HEXLOWER.encode(&device.0[..4]), |peer| peer.name.clone());
+            for file in files {
+                let hash = hex(&file.content.hash);
+                let known = all.iter().position(|known| known.hash.as_ref() == Some(&hash));
+                let at = known.unwrap_or_else(|| {
+                    all.push(KeptVersion {
+                        version: hash[..DIGITS].to_owned(),
+                        path: path.to_string(),
+                        at: file.at,
+                        modified: file.mtime / 1_000_000,
+                        size: file.content.size,
+                        hash: Some(hash),
+                        here: false,
+                        devices: Vec::new(),
+                    });
+                    all.len() - 1
+                });
+                all[at].at = all[at].at.max(file.at);
+                if !all[at].devices.contains(&name) {
+                    all[at].devices.push(name.clone());
+                }
+            }
+        }
+        all.sort_by(|one, other| (other.at, &one.version).cmp(&(one.at, &other.version)));
+        Ok(all)
     }
 
-    /// Brings a kept version back: to its place, which keeps what is there now, or elsewhere. Returns where it is.
+    /// Brings a kept version back, from this device or one that is connected: to its place, which keeps what is there now,
+    /// or elsewhere. Returns where it is.
     pub async fn restore(
         &self,
         folder: FolderId,
         path: &str,
-        version: u64,
+        version: &str,
         to: RestoreTo,
     ) -> Result<PathBuf, ClientError> {
         let folder = self.running(folder)?;
         let path = tree_path(path)?;
         let (fid, key) = (folder.fid, path.key());
-        let kept = folder.store().read(move |reader| reader.kept(fid, &key)).await?;
-        let kept = kept.into_iter().find(|row| row.kid.number() == version);
-        let kept = kept.ok_or_else(|| FolderError::NoVersion { path: path.to_string(), version })?;
         let root = folder.root().ok_or_else(|| FolderError::Stopped("it is not there".to_owned()))?;
+        let applier = Arc::new(Applier::new(root));
+        let kept = folder.store().read(move |reader| reader.kept(fid, &key)).await?;
+        let name = match kept.into_iter().find(|row| version_of(row) == version) {
+            Some(row) => row.name,
+            None => self.fetch_version(&folder, &applier, &path, version).await?,
+        };
         let (whole, at) = (folder.path.join(path.as_str()), path.clone());
-        let restoring = tokio::task::spawn_blocking(move || {
-            let applier = Applier::new(root);
-            match to {
-                RestoreTo::Path(to) if to.symlink_metadata().is_ok() => Err(Restored::Exists(to)),
-                RestoreTo::Path(to) => {
-                    applier.versions().copy_out(&kept.name, &to)?;
-                    Ok((to, None))
+        let restoring = tokio::task::spawn_blocking(move || match to {
+            RestoreTo::Path(to) if to.symlink_metadata().is_ok() => Err(Restored::Exists(to)),
+            RestoreTo::Path(to) => {
+                applier.versions().copy_out(&name, &to)?;
+                Ok((to, None))
+            }
+            RestoreTo::Place => {
+                let there =
+                    walk::stat(applier.root(), &at).map_err(|problem| Restored::Problem(problem.to_string()))?;
+                let expected = there.map_or(Expected::Nothing, |(stat, _)| Expected::This(stat));
+                if let Some(parent) = at.parent() {
+                    applier.make_dir(&parent, super::assemble::DIRECTORY_MODE)?;
                 }
-                RestoreTo::Place => {
-                    let there =
-                        walk::stat(applier.root(), &at).map_err(|problem| Restored::Problem(problem.to_string()))?;
-                    let expected = there.map_or(Expected::Nothing, |(stat, _)| Expected::This(stat));
-                    if let Some(parent) = at.parent() {
-                        applier.make_dir(&parent, super::assemble::DIRECTORY_MODE)?;
-                    }
-                    let placed = applier.restore(&kept.name, &at, expected)?;
-                    applier.sync_dirs()?;
-                    Ok((whole, placed.kept))
-                }
+                let placed = applier.restore(&name, &at, expected)?;
+                applier.sync_dirs()?;
+                Ok((whole, placed.kept))
             }
         });
         let (restored, replaced) = match restoring.await.map_err(|_| ClientError::Closed)? {
@@ -84,26 +119,67 @@ impl Device {
             Err(Restored::Problem(problem)) => return Err(FolderError::Stopped(problem).into()),
         };
         if let Some(kept) = replaced {
-            let key = path.key();
-            let new = sync_store::NewKept {
-                key,
-                at: now(),
-                name: kept.name,
-                size: kept.size,
-                hash: None,
-                mode: kept.mode,
-                mtime: kept.mtime,
-                reason: 0,
+            let at = path.clone();
+            let work = move |txn: &mut sync_store::Txn<'_>| {
+                // what the index says of it holds only if it is what the index saw
+                let row = txn.reader().file(fid, &at.key())?.and_then(|row| row.disk);
+                let same = row.is_some_and(|disk| disk.size == kept.size && disk.mtime == kept.mtime);
+                let kept = match same {
+                    true => apply::kept_from(&txn.reader(), fid, &at, kept)?,
+                    false => apply::new_kept(&at, kept, None, Vec::new()),
+                };
+                txn.add_kept(fid, &kept)
             };
-            folder.store().write(256, move |txn| txn.add_kept(fid, &new)).await?;
+            folder.store().write(256, work).await?;
         }
         folder.look_again(&path);
         Ok(restored)
     }
 
+    /// Fetches a version that others keep, and keeps it here too; its name among the versions.
+    async fn fetch_version(
+        &self,
+        folder: &Arc<Folder>,
+        applier: &Arc<Applier>,
+        path: &TreePath,
+        version: &str,
+    ) -> Result<String, ClientError> {
+        let kept = ask_kept(&folder.group, folder.id, path).await;
+        let mut files = kept.into_iter().flat_map(|(_, files)| files);
+        let file = files.find(|file| hex(&file.content.hash)[..DIGITS] == *version);
+        let unknown = || FolderError::NoVersion { path: path.to_string(), version: version.to_owned() };
+        let KeptFile { content, mode, mtime, .. } = file.ok_or_else(unknown)?;
+        let received = match assemble::receive(folder, applier, &content, mode, mtime).await {
+            Ok(received) => received.ok_or_else(unknown)?,
+            Err(assemble::ReceiveError::Store(error)) => return Err(error.into()),
+            Err(assemble::ReceiveError::Apply(error)) => return Err(FolderError::Stopped(error.to_string()).into()),
+        };
+        let ((ready, chunks), keeping) = (received, applier.clone());
+        let keeping = tokio::task::spawn_blocking(move || {
+            let kept = keeping.keep(&ready)?;
+            keeping.sync_dirs().map(|()| kept)
+        });
+        let kept = keeping.await.map_err(|_| ClientError::Closed)?;
+        let kept = kept.map_err(|error| FolderError::Stopped(error.to_string()))?;
+        let (name, fid) = (kept.name.clone(), folder.fid);
+        let new = apply::new_kept(path, kept, Some(content.hash), chunks);
+        folder.store().write(256, move |txn| txn.add_kept(fid, &new)).await?;
+        Ok(name)
+    }
+
     fn running(&self, id: FolderId) -> Result<Arc<Folder>, ClientError> {
         self.inner.folders.get(&id).ok_or_else(|| FolderError::Unknown(id.to_string()).into())
     }
+}
+
+/// What a version is called: digits of its content's hash, the same on every device, or where that is not known the number
+/// it has here.
+fn version_of(row: &KeptRow) -> String {
+    row.hash.as_ref().map_or_else(|| format!("k{}", row.kid.number()), |hash| hex(hash)[..DIGITS].to_owned())
+}
+
+fn hex(hash: &[u8; 32]) -> String {
+    HEXLOWER.encode(hash)
 }
 
 enum Restored {

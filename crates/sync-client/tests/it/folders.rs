@@ -134,7 +134,7 @@ async fn what_is_in_a_folder_is_in_the_other_and_edits_go_both_ways() {
     assert_eq!(tree(&shared.left()).len(), 3);
     let kept = shared.a.versions(shared.folder, "a.txt").await.expect("versions");
     let kept = kept.first().expect("what the other device removed");
-    let back = shared.a.restore(shared.folder, "a.txt", kept.version, RestoreTo::Place).await.expect("restores");
+    let back = shared.a.restore(shared.folder, "a.txt", &kept.version, RestoreTo::Place).await.expect("restores");
     assert_eq!(std::fs::read(back).expect("reads"), b"changed");
     shared.equal().await;
     assert_eq!(std::fs::read(shared.right().join("a.txt")).expect("reads"), b"changed");
@@ -188,6 +188,32 @@ async fn edits_made_apart_are_both_kept() {
     let tree = tree(&shared.left());
     let contents: Vec<&[u8]> = tree.values().flatten().map(Vec::as_slice).collect();
     assert!(contents.contains(&&b"left's edit"[..]) && contents.contains(&&b"right's edit"[..]), "{tree:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_is_restored_from_the_device_that_keeps_it() {
+    let site = Site::new();
+    let (first, mut second) = (noise(3 << 20), noise(1000));
+    second.extend(&first);
+    write(&site.path("left/film"), &first);
+    let shared = Shared::of(site).await;
+    shared.equal().await;
+    write(&shared.left().join("film"), &second);
+    shared.equal().await;
+    assert!(tree(&shared.left()).values().flatten().any(|content| *content == second));
+    let kept = shared.a.versions(shared.folder, "film").await.expect("versions");
+    let [kept] = &kept[..] else { panic!("one version, on the other device: {kept:?}") };
+    assert!(!kept.here && kept.devices.len() == 1 && kept.size == 3 << 20, "{kept:?}");
+    let aside = RestoreTo::Path(shared.site.path("aside"));
+    let back = shared.a.restore(shared.folder, "film", &kept.version, aside).await.expect("restores");
+    assert!(std::fs::read(back).expect("reads") == first);
+    let now = shared.a.versions(shared.folder, "film").await.expect("versions");
+    assert!(now.len() == 1 && now[0].here, "what was fetched is kept here too: {now:?}");
+    shared.a.restore(shared.folder, "film", &kept.version, RestoreTo::Place).await.expect("restores");
+    shared.equal().await;
+    assert!(std::fs::read(shared.right().join("film")).expect("reads") == first);
+    let nowhere = shared.b.restore(shared.folder, "film", "00000000", RestoreTo::Place).await;
+    assert_eq!(nowhere.expect_err("nobody keeps it").code(), "no-version");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -135,6 +135,8 @@ pub struct NewKept {
     pub mtime: i64,
     /// Why it is here.
     pub reason: u8,
+    /// Its chunks, by hash, offset and length; none of a file that is one chunk.
+    pub chunks: Vec<([u8; 32], u64, u64)>,
 }
 
 /// A version that is kept.
@@ -356,9 +358,15 @@ impl Txn<'_> {
             "INSERT INTO kept (fid, key, at, name, size, hash, mode, mtime, reason) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) RETURNING kid",
         )?;
-        let NewKept { key, at, name, size, hash, mode, mtime, reason } = kept;
+        let NewKept { key, at, name, size, hash, mode, mtime, reason, chunks } = kept;
         let values = params![fid.0, key, signed(at.0), name, signed(*size), hash, mode, mtime, reason];
-        Ok(KeptRowId(statement.query_row(values, |row| row.get(0))?))
+        let kid: i64 = statement.query_row(values, |row| row.get(0))?;
+        let sql = "INSERT OR IGNORE INTO kept_chunks (hash, kid, offset, len) VALUES (?1, ?2, ?3, ?4)";
+        let mut statement = self.live()?.prepare_cached(sql)?;
+        for (hash, offset, len) in chunks {
+            statement.execute(params![hash, kid, signed(*offset), signed(*len)])?;
+        }
+        Ok(KeptRowId(kid))
     }
 
     /// Forgets a kept version.
@@ -584,6 +592,48 @@ impl Reader<'_> {
         let sql = select_kept!("WHERE fid = ?1 AND key = ?2 ORDER BY at DESC, kid DESC");
         let mut statement = self.conn.prepare_cached(sql)?;
         Ok(statement.query_map((fid.0, key), kept_row)?.collect::<Result<_, _>>()?)
+    }
+
+    /// The chunks of a kept version, as [`NewKept::chunks`] had them, in order.
+    pub fn kept_chunks(&self, kid: KeptRowId) -> Result<Vec<([u8; 32], u64, u64)>, StoreError> {
+        let sql = "SELECT hash, offset, len FROM kept_chunks WHERE kid = ?1 ORDER BY offset";
+        let chunk = |row: &Row<'_>| Ok((row.get(0)?, unsigned(row.get(1)?), unsigned(row.get(2)?)));
+        Ok(self.conn.prepare_cached(sql)?.query_map([kid.0], chunk)?.collect::<Result<_, _>>()?)
+    }
+
+    /// Where a chunk lies among the kept versions of a group's folders, at most `limit` places: the version, where in it
+    /// the chunk begins, and its length.
+    pub fn kept_places(
+        &self,
+        group: &GroupId,
+        hash: &[u8; 32],
+        limit: usize,
+    ) -> Result<Vec<(FolderRowId, KeptRow, u64, u64)>, StoreError> {
+        let mut folders = self.conn.prepare_cached("SELECT fid FROM folders WHERE gid = ?1 ORDER BY fid")?;
+        let mut cut = self.conn.prepare_cached(
+            "SELECT k.kid, k.key, k.at, k.name, k.size, k.hash, k.mode, k.mtime, k.reason, c.offset, c.len \
+             FROM kept_chunks c CROSS JOIN kept k ON k.kid = c.kid WHERE c.hash = ?2 AND k.fid = ?1 LIMIT ?3",
+        )?;
+        let mut whole = self.conn.prepare_cached(
+            "SELECT kid, key, at, name, size, hash, mode, mtime, reason, 0, size FROM kept INDEXED BY kept_by_hash \
+             WHERE fid = ?1 AND hash IS NOT NULL AND substr(hash, 1, 8) = substr(?2, 1, 8) AND hash = ?2 LIMIT ?3",
+        )?;
+        let mut places = Vec::new();
+        for fid in folders.query_map([self.gid(group)?], |row| row.get::<_, i64>(0))? {
+            let fid = fid?;
+            let place =
+                |row: &Row<'_>| Ok((FolderRowId(fid), kept_row(row)?, unsigned(row.get(9)?), unsigned(row.get(10)?)));
+            for found in cut.query_map(params![fid, hash, rows(limit - places.len())], place)? {
+                places.push(found?);
+            }
+            for found in whole.query_map(params![fid, hash, rows(limit - places.len())], place)? {
+                places.push(found?);
+            }
+            if places.len() >= limit {
+                break;
+            }
+        }
+        Ok(places)
     }
 
     /// A folder's kept versions, oldest first, from the one after `after`; fewer than `limit` are the last ones.

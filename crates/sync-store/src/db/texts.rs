@@ -28,12 +28,14 @@ impl Txn<'_> {
         at: Timestamp,
         of_path: usize,
     ) -> Result<(), StoreError> {
-        self.db.conn
+        self.db
+            .conn
             .prepare_cached(
                 "INSERT OR REPLACE INTO texts (fid, key, hash, at, vector, packed) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
             .execute(params![fid.0, key, text.hash, signed(at.0), text.vector, text.packed])?;
-        self.db.conn
+        self.db
+            .conn
             .prepare_cached(
                 "DELETE FROM texts WHERE fid = ?1 AND key = ?2 AND hash IN \
                  (SELECT hash FROM texts WHERE fid = ?1 AND key = ?2 ORDER BY at DESC, hash LIMIT -1 OFFSET ?3)",
@@ -44,7 +46,9 @@ impl Txn<'_> {
 
     /// Lets the oldest texts of a folder go until the others have at most so many bytes together.
     pub fn trim_texts(&mut self, fid: FolderRowId, most: u64) -> Result<(), StoreError> {
-        let mut sized = self.db.conn
+        let mut sized = self
+            .db
+            .conn
             .prepare_cached("SELECT key, hash, length(packed) FROM texts WHERE fid = ?1 ORDER BY at DESC, key, hash")?;
         let mut gone = Vec::new();
         let mut sum = 0u64;

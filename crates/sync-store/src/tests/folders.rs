@@ -7,7 +7,7 @@ use sync_types::{Cursor, FolderId, GroupId, Timestamp, TreePath};
 use tempfile::TempDir;
 
 use super::support::*;
-use crate::{Db, DiskState, FileRow, FolderRow, FolderRowId, FolderTotals, NewKept, Store, StoreError};
+use crate::{Db, DiskState, FileRow, FolderRow, FolderRowId, FolderTotals, NewKept, Store, StoreError, Text};
 
 const FOLDER: FolderId = FolderId([4; 16]);
 
@@ -34,7 +34,8 @@ fn disk(size: u64, hash: Option<[u8; 32]>) -> DiskState {
 
 fn kept(key: &[u8], at: u64, size: u64) -> NewKept {
     let (key, at) = (key.to_vec(), Timestamp(at));
-    NewKept { key, at, name: format!("2026-11/{}", at.0), size, hash: Some([7; 32]), mode: 0o600, mtime: -1, reason: 3 }
+    let (name, hash, chunks) = (format!("2026-11/{}", at.0), Some([7; 32]), Vec::new());
+    NewKept { key, at, name, size, hash, mode: 0o600, mtime: -1, reason: 3, chunks }
 }
 
 /// What a paging call gives, page by page.
@@ -326,6 +327,50 @@ fn folders_that_are_placed_are_the_first_to_be_read_from() {
 }
 
 #[test]
+fn chunks_of_kept_versions_are_found_until_they_are_forgotten() {
+    let dir = TempDir::new().unwrap();
+    let (mut db, group, fid) = with_folder(&dir);
+    let cut = NewKept { chunks: vec![([1; 32], 0, 10), ([2; 32], 10, 5), ([1; 32], 15, 10)], ..kept(b"a", 1, 25) };
+    let cut = NewKept { hash: Some([9; 32]), ..cut };
+    let kid = db.write(|txn| txn.add_kept(fid, &cut)).unwrap();
+    let whole = db.write(|txn| txn.add_kept(fid, &kept(b"b", 2, 3))).unwrap();
+    let places = |db: &Db, hash| {
+        let found = db.read(|reader| reader.kept_places(&group, &[hash; 32], 9)).unwrap();
+        found.into_iter().map(|(in_folder, row, offset, len)| (in_folder, row.kid, offset, len)).collect::<Vec<_>>()
+    };
+    assert_eq!(places(&db, 1), [(fid, kid, 0, 10), (fid, kid, 15, 10)]);
+    assert_eq!(places(&db, 7), [(fid, whole, 0, 3)]);
+    assert_eq!(places(&db, 9), [(fid, kid, 0, 25)]);
+    assert_eq!(places(&db, 3), []);
+    assert_eq!(db.read(|reader| reader.kept_chunks(kid)).unwrap(), cut.chunks);
+    db.write(|txn| txn.remove_kept(kid)).unwrap();
+    assert_eq!(places(&db, 1), []);
+}
+
+#[test]
+fn texts_of_a_path_are_few_and_all_together_have_a_bound() {
+    let dir = TempDir::new().unwrap();
+    let (mut db, _, fid) = with_folder(&dir);
+    let text = |n: u8, len| Text { hash: [n; 32], vector: vec![n], packed: vec![n; len] };
+    let hashes = |db: &Db, key: &[u8]| {
+        let texts = db.read(|reader| reader.texts(fid, key)).unwrap();
+        texts.iter().map(|text| text.hash[0]).collect::<Vec<_>>()
+    };
+    for n in 1..=5 {
+        db.write(|txn| txn.put_text(fid, b"a", &text(n, 10), Timestamp(n.into()), 3)).unwrap();
+    }
+    db.write(|txn| txn.put_text(fid, b"b", &text(6, 100), Timestamp(2), 3)).unwrap();
+    assert_eq!((hashes(&db, b"a"), hashes(&db, b"b")), (vec![5, 4, 3], vec![6]));
+    db.write(|txn| txn.put_text(fid, b"a", &text(3, 10), Timestamp(9), 3)).unwrap();
+    assert_eq!(hashes(&db, b"a"), [3, 5, 4], "the same text again is newer");
+    db.write(|txn| txn.trim_texts(fid, 30)).unwrap();
+    assert_eq!((hashes(&db, b"a"), hashes(&db, b"b")), (vec![3, 5, 4], vec![]));
+    db.write(|txn| txn.trim_texts(fid, 19)).unwrap();
+    assert_eq!(hashes(&db, b"a"), [3]);
+    assert_eq!(db.read(|reader| reader.texts(fid, b"a")).unwrap(), [text(3, 10)]);
+}
+
+#[test]
 fn kept_versions_are_listed_by_path_and_by_age() {
     let dir = TempDir::new().unwrap();
     let (mut db, _, fid) = with_folder(&dir);
@@ -342,7 +387,7 @@ fn kept_versions_are_listed_by_path_and_by_age() {
     let of_a = db.read(|reader| reader.kept(fid, b"a")).unwrap();
     assert_eq!(of_a.iter().map(|row| row.kid).collect::<Vec<_>>(), [ids[2], ids[3], ids[0]]);
     let row = &of_a[1];
-    let NewKept { key, at, name, size, hash, mode, mtime, reason } = kept(b"a", 5, 9);
+    let NewKept { key, at, name, size, hash, mode, mtime, reason, .. } = kept(b"a", 5, 9);
     assert_eq!((&row.key, row.at, &row.name, row.size, row.hash), (&key, at, &name, size, hash));
     assert_eq!((row.mode, row.mtime, row.reason), (mode, mtime, reason));
     for limit in [1, 2, 9] {

@@ -66,7 +66,7 @@ mod tests {
             here: true,
             devices: vec!["laptop".into(), "\u{1b}[31m".into()],
         };
-        assert_eq!(line(&kept), "@0123abcd 2.00 KiB, replaced 0 s ago, kept here, laptop, \\u{1b}[31m");
+        assert_eq!(line(&kept), "@0123abcd 2.00 KiB, replaced 0 s ago, kept here, laptop, \u{fffd}[31m");
         let elsewhere = KeptVersion { here: false, devices: vec!["phone".into()], ..kept };
         assert_eq!(line(&elsewhere), "@0123abcd 2.00 KiB, replaced 0 s ago, kept phone");
     }

@@ -410,7 +410,7 @@ async fn a_peer_that_does_not_answer_is_given_up_for_others() {
     let friends = Friends::new().await;
     let chunks: Vec<_> = (0..20).map(|_| noise(1000)).collect();
     // slow enough that bob has asked both by the time alice has answered
-    let pause = Duration::from_millis(50);
+    let pause = Duration::from_millis(200);
     Shelf { pause, ..Shelf::new(friends.alice.group(), &chunks) }.serve(&friends.alice);
     let target = Target::of(&friends.bob, &friends.alice).await;
     let raw = Raw::new().await;

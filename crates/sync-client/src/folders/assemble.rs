@@ -8,18 +8,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sync_core::folder::Disk;
-use sync_folder::apply::{Applier, ApplyError, Check, Expected, Incoming, Ready};
+use sync_folder::apply::{Applier, ApplyError, Check, Incoming, Ready};
 use sync_folder::cut::read_chunk;
-use sync_store::{ChunkPlace, DiskState, StoreError};
+use sync_store::{ChunkPlace, StoreError};
 use sync_types::bounds::MAX_CHUNK;
 use sync_types::folder::{ChunkRef, Chunks, FileContent, Node, TreePath, decode_chunks, total};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::apply::{Applied, commit};
-use super::conflicts::{self, Loser, Settled, Winner};
+use super::apply::FolderDesk;
+use super::carry::{self, Job, Whole};
 use super::engine::Folder;
 use super::rows::{self, LIST_OFFSET};
 use crate::chunks::{FetchQueue, Fetched, Want};
@@ -43,35 +42,11 @@ const RESUMED: u64 = 4 << 20;
 /// How long a file that is whole waits for others to be synced with.
 const GATHER: Duration = Duration::from_millis(2);
 
-/// A file that is to be there.
-pub(crate) struct Job {
-    pub(crate) path: TreePath,
-    pub(crate) take: Disk,
-    pub(crate) before: Option<DiskState>,
-    /// What lies there lost, and is renamed.
-    pub(crate) loser: Option<Loser>,
-}
-
-impl Job {
-    /// The name under which it is received, by which it is taken up again; none for what is received in a moment.
-    pub(crate) fn resumed_as(&self) -> Option<String> {
-        match &self.take.node {
-            Node::File(file) => resumed_as(&self.path, file),
-            _ => None,
-        }
-    }
-
-    /// What is expected in its place.
-    fn expected(&self) -> Expected {
-        self.before.as_ref().map_or(Expected::Nothing, |disk| Expected::This(rows::stat_of(disk)))
-    }
-
-    /// Bytes of the file.
-    pub(crate) fn size(&self) -> u64 {
-        match &self.take.node {
-            Node::File(file) => file.size,
-            _ => 0,
-        }
+/// The name under which a file is received, by which it is taken up again; none for what is received in a moment.
+fn resumed_name(job: &Job) -> Option<String> {
+    match &job.take.node {
+        Node::File(file) => resumed_as(&job.path, file),
+        _ => None,
     }
 }
 
@@ -252,7 +227,7 @@ impl Asker<'_> {
             };
             let chunks = rows::chunk_rows(content, list.as_deref());
             let mut pieces: Vec<_> = chunks.iter().filter(|(_, offset, _)| *offset < LIST_OFFSET).copied().collect();
-            if let Some(name) = job.resumed_as() {
+            if let Some(name) = resumed_name(job) {
                 pieces = self.lacking(name, job.size(), pieces).await;
             }
             let begin = Message::Begin { job: at, pieces: pieces.len(), chunks, _file: file };
@@ -459,14 +434,6 @@ struct Receiving {
     file: OwnedSemaphorePermit,
 }
 
-/// A file that is whole.
-struct Whole {
-    job: usize,
-    ready: Ready,
-    chunks: Vec<rows::ChunkRow>,
-    _file: OwnedSemaphorePermit,
-}
-
 /// The half that writes.
 struct Writer<'a> {
     folder: &'a Arc<Folder>,
@@ -475,7 +442,8 @@ struct Writer<'a> {
     handle: &'a Handle,
     under_way: HashMap<usize, Receiving>,
     failed: BTreeSet<usize>,
-    whole: Vec<Whole>,
+    /// Files that are whole, each with the room it takes.
+    whole: Vec<(Whole<'a, Ready>, OwnedSemaphorePermit)>,
     whole_bytes: u64,
     left: usize,
 }
@@ -536,7 +504,7 @@ impl<'a> Writer<'a> {
     fn begin(&mut self, job: usize, missing: usize, chunks: Vec<rows::ChunkRow>, file: OwnedSemaphorePermit) {
         let Node::File(FileContent { size, .. }) = &self.jobs[job].take.node else { return };
         let data = chunks.iter().filter(|(_, offset, _)| *offset < LIST_OFFSET).map(|(_, _, len)| len).sum();
-        let receive = || match self.jobs[job].resumed_as() {
+        let receive = || match resumed_name(&self.jobs[job]) {
             Some(name) => self.applier.receive_as(&name, *size),
             None => self.applier.receive(*size),
         };
@@ -581,7 +549,7 @@ impl<'a> Writer<'a> {
         match incoming.finish(check, job.take.mode, job.take.mtime) {
             Ok(ready) => {
                 self.whole_bytes += size;
-                self.whole.push(Whole { job: at, ready, chunks, _file: file });
+                self.whole.push((Whole { job, ready, chunks }, file));
             }
             Err(error) => self.fail(at, error.to_string()),
         }
@@ -599,36 +567,12 @@ impl<'a> Writer<'a> {
 
     /// Removes what was received in part, unless it is taken up again.
     fn discard(&self, job: usize, incoming: Incoming) {
-        if self.jobs[job].resumed_as().is_some() {
+        if resumed_name(&self.jobs[job]).is_some() {
             return;
         }
         if let Err(error) = incoming.discard() {
             tracing::debug!(%error, "what was received in part stays until the next start");
         }
-    }
-
-    /// Gives a file the place of what lost to it: both are merged, or that is renamed.
-    fn settle(
-        &self,
-        job: &Job,
-        loser: &Loser,
-        ready: &Ready,
-        chunks: Vec<rows::ChunkRow>,
-        settled: &mut Vec<Settled>,
-    ) -> Result<(), ApplyError> {
-        let (folder, applier, handle) = (self.folder, self.applier, self.handle);
-        let at = (&job.path, &job.take);
-        if let Some(merged) =
-            conflicts::merge(folder, applier, handle, at, loser, (ready, chunks.clone()), job.expected())?
-        {
-            settled.push(merged);
-            return Ok(());
-        }
-        let aside = conflicts::set_aside(folder, applier, handle, at, loser.clone(), job.expected())?;
-        let placed = place(applier, ready, &job.path, Expected::Nothing);
-        let winner = placed.as_ref().map_or(Winner::Lost, |placed| Winner::Here(placed.stat, chunks));
-        settled.push(aside.with(winner));
-        placed.map(drop)
     }
 
     /// Makes files durable, gives them their place, and commits that.
@@ -637,77 +581,9 @@ impl<'a> Writer<'a> {
             return Ok(());
         }
         self.whole_bytes = 0;
-        let whole = std::mem::take(&mut self.whole);
-        let ready: Vec<Ready> = whole.iter().map(|whole| whole.ready.clone()).collect();
-        if let Err(error) = self.applier.sync(&ready) {
-            for whole in whole {
-                self.fail(whole.job, error.to_string());
-                let _ = self.applier.discard(&whole.ready);
-            }
-            return Ok(());
-        }
-        let jobs = self.jobs;
-        let paths: Vec<&TreePath> = whole.iter().map(|whole| &jobs[whole.job].path).collect();
-        paths.iter().for_each(|path| self.folder.claim(path));
-        let mut applied = Vec::with_capacity(whole.len());
-        let mut settled = Vec::new();
-        for Whole { job: at, ready, chunks, .. } in whole {
-            let job = &jobs[at];
-            let expected = job.expected();
-            let done = match &job.loser {
-                None => place(self.applier, &ready, &job.path, expected).map(|placed| {
-                    let disk = rows::disk_state(&placed.stat, &job.take.node, &job.take.vector);
-                    applied.push(Applied { path: job.path.clone(), disk: Some(disk), chunks, kept: placed.kept });
-                }),
-                Some(loser) => self.settle(job, loser, &ready, chunks, &mut settled),
-            };
-            match done {
-                Ok(()) => self.folder.set_path_problem(job.path.as_str(), None),
-                Err(error) => {
-                    let _ = self.applier.discard(&ready);
-                    if matches!(error, ApplyError::Changed) {
-                        self.folder.look_again(&job.path);
-                    }
-                    self.fail(at, error.to_string());
-                }
-            }
-        }
-        let synced = self.applier.sync_dirs();
-        if let Err(error) = synced {
-            // what lies there now is taken in by the next look at it: an index that names it first could lose it
-            conflicts::give_up(self.folder, &settled);
-            self.folder.release(paths.iter().copied());
-            for path in paths {
-                self.left += 1;
-                self.folder.look_again(path);
-                self.folder.set_path_problem(path.as_str(), Some(error.to_string()));
-            }
-            return Ok(());
-        }
-        let committed = self.handle.block_on(async {
-            commit(self.folder, applied).await?;
-            conflicts::tell(self.folder, settled).await
-        });
-        self.folder.release(paths.iter().copied());
-        committed
+        let (whole, _files): (Vec<_>, Vec<_>) = std::mem::take(&mut self.whole).into_iter().unzip();
+        let mut desk = FolderDesk { folder: self.folder, handle: self.handle };
+        self.left += carry::place_all(self.applier, &mut desk, whole)?;
+        Ok(())
     }
 }
-
-/// Gives a file its place; the directories above it are made where they lack.
-fn place(
-    applier: &Applier,
-    ready: &Ready,
-    path: &TreePath,
-    expected: Expected,
-) -> Result<sync_folder::apply::Placed, ApplyError> {
-    match (applier.place(ready, path, expected), path.parent()) {
-        (Err(ApplyError::Missing), Some(parent)) => {
-            applier.make_dir(&parent, DIRECTORY_MODE)?;
-            applier.place(ready, path, expected)
-        }
-        (placed, _) => placed,
-    }
-}
-
-/// Permission bits of a directory that nobody said anything of.
-pub(crate) const DIRECTORY_MODE: u32 = 0o755;

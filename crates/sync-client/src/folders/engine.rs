@@ -21,8 +21,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::assemble::Job;
+use super::carry::Job;
 use super::error::FolderError;
+use super::index::Place;
 use super::status::{Direction, FolderState, FolderStatus, PathProblem, Watching};
 use super::{apply, take, tell, texts as texts_kept};
 use crate::error::ClientError;
@@ -195,6 +196,11 @@ impl Folder {
 
     pub(crate) fn store(&self) -> &Store {
         self.group.store()
+    }
+
+    /// Where it is in the database.
+    pub(crate) fn place(&self) -> Place {
+        Place { fid: self.fid, id: self.id, way: self.direction }
     }
 
     /// The open root, if it is there.

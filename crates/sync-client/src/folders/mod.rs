@@ -2,10 +2,12 @@
 
 mod apply;
 mod assemble;
+pub mod carry;
 mod conflicts;
 mod engine;
 mod error;
-mod rows;
+pub mod index;
+pub mod rows;
 mod serve;
 mod status;
 mod take;

@@ -13,13 +13,13 @@ const DIRECTORY: u8 = 1;
 const SYMLINK: u8 = 2;
 
 /// Where the rows of list pieces begin: no file is that long.
-pub(crate) const LIST_OFFSET: u64 = 1 << 62;
+pub const LIST_OFFSET: u64 = 1 << 62;
 
 /// A piece of a file in the table of chunks: hash, offset, length.
-pub(crate) type ChunkRow = ([u8; 32], u64, u64);
+pub type ChunkRow = ([u8; 32], u64, u64);
 
 /// The maximal versions of a row.
-pub(crate) fn versions(row: Option<&FileRow>) -> Result<Versions, StoreError> {
+pub fn versions(row: Option<&FileRow>) -> Result<Versions, StoreError> {
     match row {
         Some(row) => Versions::decode(&row.versions).map_err(|_| StoreError::Corrupt("a path's versions".into())),
         None => Ok(Versions::default()),
@@ -27,12 +27,12 @@ pub(crate) fn versions(row: Option<&FileRow>) -> Result<Versions, StoreError> {
 }
 
 /// The vector of a version on disk, as bytes for the database: pairs of author and count.
-pub(crate) fn encode_vector(vector: &Vector) -> Vec<u8> {
+pub fn encode_vector(vector: &Vector) -> Vec<u8> {
     vector.iter().flat_map(|dot| [&dot.author.0[..], &dot.count.to_be_bytes()].concat()).collect()
 }
 
 /// Reads what [`encode_vector`] wrote.
-pub(crate) fn decode_vector(bytes: &[u8]) -> Vector {
+pub fn decode_vector(bytes: &[u8]) -> Vector {
     let (pairs, _) = bytes.as_chunks::<40>();
     let dot = |pair: &[u8; 40]| {
         let (author, count) = pair.split_first_chunk::<32>()?;
@@ -42,7 +42,7 @@ pub(crate) fn decode_vector(bytes: &[u8]) -> Vector {
 }
 
 /// What lies on disk, as the index keeps it.
-pub(crate) fn disk_state(stat: &Stat, node: &Node, vector: &Vector) -> DiskState {
+pub fn disk_state(stat: &Stat, node: &Node, vector: &Vector) -> DiskState {
     let (kind, hash) = match node {
         Node::File(file) => (FILE, Some(file.hash)),
         Node::Symlink(target) => (SYMLINK, Some(*blake3::hash(target.as_bytes()).as_bytes())),
@@ -54,7 +54,7 @@ pub(crate) fn disk_state(stat: &Stat, node: &Node, vector: &Vector) -> DiskState
 }
 
 /// Whether a path still looks as the index says, without reading it.
-pub(crate) fn looks_the_same(disk: &DiskState, stat: &Stat) -> bool {
+pub fn looks_the_same(disk: &DiskState, stat: &Stat) -> bool {
     match (disk.kind, stat.kind) {
         (DIRECTORY, Kind::Directory) => disk.mode == stat.mode,
         (FILE, Kind::File) => {
@@ -66,13 +66,13 @@ pub(crate) fn looks_the_same(disk: &DiskState, stat: &Stat) -> bool {
 }
 
 /// Whether two looks at a path saw the same, whatever version it is.
-pub(crate) fn same_look(one: Option<&DiskState>, other: Option<&DiskState>) -> bool {
+pub fn same_look(one: Option<&DiskState>, other: Option<&DiskState>) -> bool {
     let look = |disk: &DiskState| (disk.kind, disk.size, disk.mtime, disk.ino, disk.mode, disk.hash);
     one.map(look) == other.map(look)
 }
 
 /// The stat that an index row stands for, to be compared with what is on disk right before it is changed.
-pub(crate) fn stat_of(disk: &DiskState) -> Stat {
+pub fn stat_of(disk: &DiskState) -> Stat {
     let kind = match disk.kind {
         FILE => Kind::File,
         DIRECTORY => Kind::Directory,
@@ -82,12 +82,12 @@ pub(crate) fn stat_of(disk: &DiskState) -> Stat {
 }
 
 /// Whether what lies on disk is a directory.
-pub(crate) fn is_directory(disk: &DiskState) -> bool {
+pub fn is_directory(disk: &DiskState) -> bool {
     disk.kind == DIRECTORY
 }
 
 /// What lies on disk, as a node; of a file only size and hash are known.
-pub(crate) fn disk_node(disk: &DiskState, versions: &Versions) -> Node {
+pub fn disk_node(disk: &DiskState, versions: &Versions) -> Node {
     match (disk.kind, disk.hash) {
         (FILE, Some(hash)) => Node::File(FileContent { size: disk.size, hash, chunks: Chunks::Whole }),
         (SYMLINK, Some(hash)) => {
@@ -102,14 +102,14 @@ pub(crate) fn disk_node(disk: &DiskState, versions: &Versions) -> Node {
 }
 
 /// What lies on disk, as decisions take it.
-pub(crate) fn disk(disk: &DiskState, versions: &Versions) -> Disk {
+pub fn disk(disk: &DiskState, versions: &Versions) -> Disk {
     let node = disk_node(disk, versions);
     Disk { node, mode: disk.mode, mtime: disk.mtime, vector: decode_vector(&disk.vector) }
 }
 
 /// Where a file's content lies, for whoever asks for a chunk; `list` is the encoded list where the record names only its
 /// pieces.
-pub(crate) fn chunk_rows(content: &FileContent, list: Option<&[u8]>) -> Vec<ChunkRow> {
+pub fn chunk_rows(content: &FileContent, list: Option<&[u8]>) -> Vec<ChunkRow> {
     let placed = |chunks: &[ChunkRef], from: u64| {
         let mut offset = from;
         let mut rows = Vec::new();
@@ -166,7 +166,7 @@ fn placed(rows: &[ChunkRow], size: u64) -> Option<Vec<ChunkRef>> {
 }
 
 /// The bytes of a piece of a file's encoded list, made again from where its chunks lie; what is between them are holes.
-pub(crate) fn list_piece(rows: &[ChunkRow], size: u64, offset: u64, len: u64) -> Option<Vec<u8>> {
+pub fn list_piece(rows: &[ChunkRow], size: u64, offset: u64, len: u64) -> Option<Vec<u8>> {
     let chunks = placed(rows, size)?;
     let list = encode_chunks(&chunks);
     let from = usize::try_from(offset.checked_sub(LIST_OFFSET)?).ok()?;

@@ -1,27 +1,26 @@
 //! Tells what changes on disk: watches and walks the folder, cuts what is new, and appends records.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as threads};
 use std::time::{Duration, Instant};
 
-use sync_core::folder::{Version, basis};
 use sync_folder::cut::{Cut, CutError};
 use sync_folder::ignored::{IGNORE_FILE, Ignored};
 use sync_folder::root::Root;
 use sync_folder::walk::{self, Found, Kind, Stat};
 use sync_folder::watch::{Changed, Watcher};
-use sync_store::{Content, DiskState, FileRow, StoreError};
+use sync_store::{Appended, FileRow, Reader, StoreError, Txn};
 use sync_types::bounds::{MAX_RECORDS, RECORDS_BYTES_TARGET};
-use sync_types::folder::{Chunks, Dot, KIND_RECORDS, Node, Record, RecordBatch, TreePath, folder_stream};
+use sync_types::folder::{Node, TreePath};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::apply;
 use super::engine::{Folder, Request};
-use super::rows::{self, ChunkRow};
-use super::status::{Direction, Watching};
+use super::index::{self, After, Candidate, Comparison, Difference, Next, Telling};
+use super::rows;
+use super::status::Watching;
 use super::texts;
 
 /// Time between walks of the whole tree where the system tells of changes.
@@ -43,30 +42,6 @@ const PAGE: usize = 4096;
 const HELD_BACK: usize = 50_000;
 /// Longest that a record waits for others to be told with.
 const GATHER: Duration = Duration::from_millis(20);
-/// Bytes a record takes beside its path.
-const RECORD_BYTES: usize = 100;
-
-/// A path that differs from the index.
-#[derive(Debug)]
-pub(crate) struct Change {
-    path: TreePath,
-    /// What the index said when it was compared.
-    before: Option<DiskState>,
-    after: After,
-}
-
-#[derive(Debug)]
-enum After {
-    Gone,
-    Here { stat: Stat, node: Node, chunks: Vec<ChunkRow>, settled: bool },
-}
-
-/// A file that is to be read.
-struct Candidate {
-    path: TreePath,
-    stat: Stat,
-    before: Option<DiskState>,
-}
 
 /// Runs until the folder is stopped.
 pub(crate) async fn run(folder: Arc<Folder>, mut asked: mpsc::Receiver<Request>) {
@@ -247,13 +222,11 @@ struct Scan<'s> {
     handle: &'s Handle,
     ignored: Ignored,
     cut: threads::SyncSender<Candidate>,
-    tell: threads::SyncSender<Change>,
+    tell: threads::SyncSender<Difference>,
     failed: &'s AtomicBool,
     /// To be looked at again soon.
     again: &'s Mutex<BTreeSet<TreePath>>,
-    /// New files, until it is known what is gone.
-    held: Vec<Candidate>,
-    gone: Vec<FileRow>,
+    comparison: Comparison,
     /// What lies below could not be read, and says nothing.
     unread: Vec<TreePath>,
 }
@@ -277,7 +250,7 @@ impl<'s> Scan<'s> {
         let again = Mutex::new(BTreeSet::new());
         let failed = AtomicBool::new(false);
         let (cut, to_cut) = threads::sync_channel::<Candidate>(QUEUE);
-        let (tell, to_tell) = threads::sync_channel::<Change>(QUEUE);
+        let (tell, to_tell) = threads::sync_channel::<Difference>(QUEUE);
         let to_cut = Mutex::new(to_cut);
         std::thread::scope(|threads| {
             for _ in 0..CUTTERS {
@@ -297,8 +270,7 @@ impl<'s> Scan<'s> {
                 tell,
                 failed: &failed,
                 again: &again,
-                held: Vec::new(),
-                gone: Vec::new(),
+                comparison: Comparison::new(HELD_BACK),
                 unread: Vec::new(),
             };
             let walked = match look {
@@ -374,29 +346,22 @@ impl<'s> Scan<'s> {
         if before.as_ref().is_some_and(|disk| rows::looks_the_same(disk, &stat)) || self.folder.is_busy(&path) {
             return Ok(());
         }
-        match (stat.kind, target) {
-            (Kind::File, _) => {
-                let candidate = Candidate { path, stat, before };
-                if candidate.before.is_none() && self.held.len() < HELD_BACK {
-                    self.held.push(candidate);
-                } else {
-                    self.read(candidate);
-                }
-            }
-            (Kind::Symlink, Some(target)) => self.change(path, before, stat, Node::Symlink(target)),
-            (Kind::Symlink, None) => {
-                let problem = "the link's target is no text, and is not synced".to_owned();
-                self.folder.set_path_problem(path.as_str(), Some(problem));
-            }
-            _ => self.change(path, before, stat, Node::Directory),
+        if stat.kind == Kind::Symlink && target.is_none() {
+            let problem = "the link's target is no text, and is not synced".to_owned();
+            self.folder.set_path_problem(path.as_str(), Some(problem));
+            return Ok(());
+        }
+        match self.comparison.here(path, stat, target, before) {
+            Next::Wait => {}
+            Next::Read(candidate) => self.read(candidate),
+            Next::Tell(difference) => self.tell(difference),
         }
         Ok(())
     }
 
-    fn change(&self, path: TreePath, before: Option<DiskState>, stat: Stat, node: Node) {
-        let after = After::Here { stat, node, chunks: Vec::new(), settled: true };
+    fn tell(&self, difference: Difference) {
         // a teller that failed has said why
-        let _ = self.tell.send(Change { path, before, after });
+        let _ = self.tell.send(difference);
     }
 
     fn read(&self, candidate: Candidate) {
@@ -410,56 +375,25 @@ impl<'s> Scan<'s> {
         let unread = self.unread.iter().any(|unread| *unread == path || path.is_below(unread));
         // what is ignored now stays as it is, here and elsewhere
         if !unread && !self.ignored.matches(&path, rows::is_directory(disk)) && !self.folder.is_busy(&path) {
-            self.gone.push(row);
+            self.comparison.missing(row);
         }
-    }
-
-    /// What the walk did not find may have come after the walk had passed, before the index was read.
-    fn look_for_gone(&mut self) {
-        let (mut gone, mut there) = (Vec::new(), Vec::new());
-        for row in std::mem::take(&mut self.gone) {
-            let Some(path) = TreePath::from_key(&row.key) else { continue };
-            match walk::stat(self.root, &path) {
-                Ok(Some(_)) if is_named_so(self.root, &path) => there.push(path),
-                Ok(_) => gone.push(row),
-                // what cannot be looked at says nothing
-                Err(_) => {}
-            }
-        }
-        self.gone = gone;
-        self.again.lock().unwrap_or_else(PoisonError::into_inner).extend(there);
     }
 
     /// Tells what is gone, and reads what is new unless it is what is gone under another name.
     fn finish(&mut self) -> Result<(), Stop> {
-        self.look_for_gone();
-        type Look = (u64, u64, i64);
-        let mut by_look: HashMap<Look, &FileRow> = HashMap::new();
-        for row in &self.gone {
-            if let Some(disk) = row.disk.as_ref().filter(|disk| disk.hash.is_some()) {
-                by_look.insert((disk.ino, disk.size, disk.mtime), row);
-            }
-        }
-        let mut moved = Vec::new();
-        let mut rest = Vec::new();
-        for candidate in std::mem::take(&mut self.held) {
-            let Stat { ino, size, mtime, .. } = candidate.stat;
-            match by_look.get(&(ino, size, mtime)).and_then(|row| Some((content_of(row)?, row.file))) {
-                Some((node, file)) => moved.push((candidate, node, file)),
-                None => rest.push(candidate),
-            }
-        }
-        for (Candidate { path, stat, before }, node, file) in moved {
-            let chunks = self.handle.block_on(self.folder.store().read(move |reader| reader.chunk_list(file)))?;
-            let _ = self.tell.send(Change { path, before, after: After::Here { stat, node, chunks, settled: true } });
-        }
-        for candidate in rest {
-            self.read(candidate);
-        }
-        for row in std::mem::take(&mut self.gone) {
-            let Some(path) = TreePath::from_key(&row.key) else { continue };
-            let _ = self.tell.send(Change { path, before: row.disk, after: After::Gone });
-        }
+        let mut comparison = std::mem::replace(&mut self.comparison, Comparison::new(0));
+        let came = comparison.look_for_gone(|path| match walk::stat(self.root, path) {
+            Ok(found) => Some(found.is_some() && is_named_so(self.root, path)),
+            // what cannot be looked at says nothing
+            Err(_) => None,
+        });
+        self.again.lock().unwrap_or_else(PoisonError::into_inner).extend(came);
+        let (differences, rest) = self.folder.store().read_here(|reader| comparison.finish(reader))?;
+        let (moved, gone): (Vec<_>, Vec<_>) =
+            differences.into_iter().partition(|difference| !matches!(difference.after, After::Gone));
+        moved.into_iter().for_each(|difference| self.tell(difference));
+        rest.into_iter().for_each(|candidate| self.read(candidate));
+        gone.into_iter().for_each(|difference| self.tell(difference));
         Ok(())
     }
 }
@@ -472,17 +406,6 @@ fn is_named_so(root: &Root, path: &TreePath) -> bool {
     }
     let entries = root.open_dir(path.parent().as_ref()).and_then(|parent| parent.entries());
     entries.is_ok_and(|entries| entries.flatten().any(|entry| entry.file_name().to_str() == Some(path.name())))
-}
-
-/// The content that lay on disk at a row, with its chunks, where the index has them without reading.
-fn content_of(row: &FileRow) -> Option<Node> {
-    let hash = row.disk.as_ref()?.hash?;
-    let versions = rows::versions(Some(row)).ok()?;
-    let same = |version: &&Version| match &version.node {
-        Node::File(file) => file.hash == hash,
-        _ => false,
-    };
-    versions.maximal().iter().find(same).map(|version| version.node.clone())
 }
 
 /// Rows of the index in the order of a walk, a page at a time.
@@ -532,7 +455,7 @@ fn cutter(
     folder: &Folder,
     root: &Root,
     candidates: &Mutex<threads::Receiver<Candidate>>,
-    tell: &threads::SyncSender<Change>,
+    tell: &threads::SyncSender<Difference>,
     again: &Mutex<BTreeSet<TreePath>>,
 ) {
     loop {
@@ -551,7 +474,7 @@ fn cutter(
                 folder.counters.scanned.fetch_add(1, Ordering::Relaxed);
                 let chunks = rows::chunk_rows(&content, list.as_deref());
                 let after = After::Here { stat, node: Node::File(content), chunks, settled };
-                if tell.send(Change { path, before, after }).is_err() {
+                if tell.send(Difference { path, before, after }).is_err() {
                     return;
                 }
             }
@@ -567,7 +490,7 @@ fn cutter(
 fn teller(
     folder: &Arc<Folder>,
     handle: &Handle,
-    changes: &threads::Receiver<Change>,
+    changes: &threads::Receiver<Difference>,
     again: &Mutex<BTreeSet<TreePath>>,
     failed: &AtomicBool,
 ) -> Result<(), StoreError> {
@@ -575,12 +498,12 @@ fn teller(
     while !ended {
         let Ok(first) = changes.recv() else { break };
         let since = Instant::now();
-        let mut bytes = weight(&first);
+        let mut bytes = first.weight();
         let mut batch = vec![first];
         while bytes < RECORDS_BYTES_TARGET && batch.len() < MAX_RECORDS {
             match changes.recv_timeout(GATHER.saturating_sub(since.elapsed())) {
                 Ok(change) => {
-                    bytes += weight(&change);
+                    bytes += change.weight();
                     batch.push(change);
                 }
                 Err(threads::RecvTimeoutError::Timeout) => break,
@@ -603,156 +526,31 @@ fn teller(
     Ok(())
 }
 
-fn weight(change: &Change) -> usize {
-    let chunks = match &change.after {
-        After::Here { node: Node::File(file), .. } => match &file.chunks {
-            Chunks::Whole => 0,
-            Chunks::Inline(chunks) | Chunks::Listed(chunks) => chunks.len() * 40,
-        },
-        _ => 0,
-    };
-    change.path.as_str().len() + RECORD_BYTES + chunks
-}
-
-/// What becomes of a change.
-struct Step {
-    change: usize,
-    said: Said,
-}
-
-/// What a look at a path comes to.
-enum Said {
-    /// It is what it was: only the look is new.
-    Same,
-    /// It is what the group says already.
-    Adopted,
-    /// A record, and its place in the batch.
-    Told(u16, Record),
-}
-
-/// Appends records of changes and takes them into the index in one commit; the paths whose index changed meanwhile.
-async fn tell(folder: &Arc<Folder>, changes: Vec<Change>) -> Result<Vec<TreePath>, StoreError> {
-    let (fid, direction, stream) = (folder.fid, folder.direction, folder_stream(&folder.id));
-    let changes = Arc::new(changes);
-    let bytes = changes.iter().map(weight).sum();
+/// Appends records of what was found and takes them into the index in one commit; the paths whose index changed meanwhile.
+async fn tell(folder: &Arc<Folder>, differences: Vec<Difference>) -> Result<Vec<TreePath>, StoreError> {
+    let place = folder.place();
+    let differences = Arc::new(differences);
+    let bytes = differences.iter().map(Difference::weight).sum();
     let build = {
-        let changes = changes.clone();
-        move |reader: &sync_store::Reader<'_>| {
-            let (mut steps, mut stale, mut batch) = (Vec::new(), Vec::new(), RecordBatch::default());
-            for (at, change) in changes.iter().enumerate() {
-                let row = reader.file(fid, &change.path.key())?;
-                if !rows::same_look(row.as_ref().and_then(|row| row.disk.as_ref()), change.before.as_ref()) {
-                    stale.push(change.path.clone());
-                    continue;
-                }
-                let Ok(index) = u16::try_from(batch.records.len()) else {
-                    stale.push(change.path.clone());
-                    continue;
-                };
-                match say(change, row.as_ref(), index)? {
-                    Said::Told(..) if direction == Direction::ReceiveOnly => {}
-                    said => {
-                        if let Said::Told(_, record) = &said {
-                            batch.records.push(record.clone());
-                        }
-                        steps.push(Step { change: at, said });
-                    }
-                }
-            }
-            let content = (!batch.records.is_empty()).then(|| Content::Sealed {
-                kind: KIND_RECORDS,
-                stream: stream.clone(),
-                body: batch.encode(),
-            });
-            Ok((content, (steps, stale)))
-        }
+        let differences = differences.clone();
+        move |reader: &Reader<'_>| index::tell(reader, &place, &differences)
     };
     let work = {
-        let changes = changes.clone();
-        move |txn: &mut sync_store::Txn<'_>,
-              appended: Option<&sync_store::Appended>,
-              (steps, stale): (Vec<Step>, Vec<TreePath>)| {
-            let mut pending = false;
-            for Step { change, said } in steps {
-                let Change { path, after, before } = &changes[change];
-                let key = path.key();
-                let mut versions = rows::versions(txn.reader().file(fid, &key)?.as_ref())?;
-                let vector = match (said, appended) {
-                    (Said::Told(index, record), Some(appended)) => {
-                        let version = Version::new(&record, Dot::new(appended.author, appended.number, index));
-                        let vector = version.vector.clone();
-                        versions.insert(version);
-                        vector
-                    }
-                    (Said::Same, _) => {
-                        before.as_ref().map(|disk| rows::decode_vector(&disk.vector)).unwrap_or_default()
-                    }
-                    _ => versions.agreed(),
-                };
-                let disk = match after {
-                    After::Gone => None,
-                    After::Here { stat, node, settled, .. } => {
-                        let mut disk = rows::disk_state(stat, node, &vector);
-                        // a time that nothing on disk has, so that the next look reads
-                        disk.mtime = if *settled { disk.mtime } else { i64::MIN };
-                        Some(disk)
-                    }
-                };
-                let differs = apply::differs(&txn.reader(), fid, &key, &versions, disk.as_ref(), direction)?;
-                pending |= differs;
-                let (live, size) = apply::extent(&versions);
-                let file = txn.put_file(fid, &key, &versions.encode(), live, size, disk.as_ref(), differs)?;
-                let chunks = match after {
-                    After::Gone => &[][..],
-                    After::Here { chunks, .. } => &chunks[..],
-                };
-                txn.put_chunks(file, chunks)?;
-                pending |= disk.is_none() && apply::emptied_above(txn, fid, &key)?;
-            }
-            Ok((appended.map(|appended| appended.hash), pending, stale))
+        let differences = differences.clone();
+        move |txn: &mut Txn<'_>, appended: Option<&Appended>, telling: Telling| {
+            let told = index::told(txn, &place, &differences, appended, telling)?;
+            Ok((appended.map(|appended| appended.hash), told))
         }
     };
-    let (told, pending, stale) = folder.group.append_built(bytes, build, work).await?;
-    let is_text = |change: &&Change| matches!(&change.after, After::Here { node, .. } if texts::may_be(node));
-    changes.iter().filter(is_text).for_each(|change| folder.keep_text(&change.path));
-    if let Some(hash) = told {
+    let (hash, told) = folder.group.append_built(bytes, build, work).await?;
+    let is_text = |found: &&Difference| matches!(&found.after, After::Here { node, .. } if texts::may_be(node));
+    differences.iter().filter(is_text).for_each(|found| folder.keep_text(&found.path));
+    if let Some(hash) = hash {
         folder.remember_own(hash);
         folder.changed();
     }
-    if pending {
+    if told.pending {
         folder.wake();
     }
-    Ok(stale)
-}
-
-/// What is to be said of a change: a record at a place of the batch, or nothing.
-fn say(change: &Change, row: Option<&FileRow>, index: u16) -> Result<Said, StoreError> {
-    let versions = rows::versions(row)?;
-    let winner = versions.winner();
-    let (node, mode, mtime) = match &change.after {
-        After::Gone => (Node::Deleted, 0, 0),
-        After::Here { stat, node, .. } => match node {
-            Node::Symlink(_) => (node.clone(), 0, stat.mtime),
-            Node::Directory => (node.clone(), stat.mode, 0),
-            _ => (node.clone(), stat.mode, stat.mtime),
-        },
-    };
-    let before = change.before.as_ref().map(|disk| rows::disk(disk, &versions));
-    // a time that changed alone is no change of content, and stays here
-    if before.as_ref().is_some_and(|before| before.node.is_same(&node) && before.mode == mode) {
-        return Ok(Said::Same);
-    }
-    let said = match winner {
-        None => node == Node::Deleted,
-        Some(winner) => {
-            let same_mode = winner.mode == mode || matches!(node, Node::Symlink(_));
-            // what is first seen here and is what the group has is taken as that
-            winner.node.is_same(&node) && (same_mode || change.before.is_none())
-        }
-    };
-    if said {
-        return Ok(Said::Adopted);
-    }
-    let basis = basis(&versions, before.as_ref());
-    Ok(Said::Told(index, Record { path: change.path.clone(), node, mode, mtime, basis }))
+    Ok(told.stale)
 }

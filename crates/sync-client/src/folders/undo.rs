@@ -9,8 +9,8 @@ use sync_types::folder::{
     ChunkRef, Chunks, Dot, FileContent, KIND_RECORDS, Node, Record, RecordBatch, TreePath, encode_chunks, folder_stream,
 };
 
-use super::apply::{differs, extent};
 use super::engine::Folder;
+use super::index::{differs, extent};
 use super::rows::{self, ChunkRow, LIST_OFFSET};
 
 /// Paths told in one entry, of about a hundred bytes each.
@@ -38,7 +38,8 @@ pub(crate) async fn run(folder: &Arc<Folder>) -> Result<u64, StoreError> {
 }
 
 async fn tell(folder: &Arc<Folder>, keys: Vec<Vec<u8>>) -> Result<u64, StoreError> {
-    let (fid, way, stream) = (folder.fid, folder.direction, folder_stream(&folder.id));
+    let (place, stream) = (folder.place(), folder_stream(&folder.id));
+    let fid = place.fid;
     let build = move |reader: &Reader<'_>| {
         let mut records = Vec::new();
         for key in &keys {
@@ -64,7 +65,7 @@ async fn tell(folder: &Arc<Folder>, keys: Vec<Vec<u8>>) -> Result<u64, StoreErro
             let vector = rows::encode_vector(&version.vector);
             versions.insert(version);
             let disk = row.disk.map(|disk| sync_store::DiskState { vector, ..disk });
-            let pending = differs(&txn.reader(), fid, &key, &versions, disk.as_ref(), way)?;
+            let pending = differs(&txn.reader(), &place, &key, &versions, disk.as_ref())?;
             let (live, size) = extent(&versions);
             txn.put_versions(fid, &key, &versions.encode(), live, size, pending)?;
             txn.set_disk(row.file, disk.as_ref(), pending)?;

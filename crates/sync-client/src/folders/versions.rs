@@ -14,7 +14,7 @@ use sync_types::folder::{KeptFile, TreePath};
 use super::engine::Folder;
 use super::error::FolderError;
 use super::status::{KeptVersion, RestoreTo};
-use super::{apply, assemble};
+use super::{assemble, index};
 use crate::chunks::ask_kept;
 use crate::device::Device;
 use crate::error::ClientError;
@@ -105,7 +105,7 @@ impl Device {
                     walk::stat(applier.root(), &at).map_err(|problem| Restored::Problem(problem.to_string()))?;
                 let expected = there.map_or(Expected::Nothing, |(stat, _)| Expected::This(stat));
                 if let Some(parent) = at.parent() {
-                    applier.make_dir(&parent, super::assemble::DIRECTORY_MODE)?;
+                    applier.make_dir(&parent, super::carry::DIRECTORY_MODE)?;
                 }
                 let placed = applier.restore(&name, &at, expected)?;
                 applier.sync_dirs()?;
@@ -125,8 +125,8 @@ impl Device {
                 let row = txn.reader().file(fid, &at.key())?.and_then(|row| row.disk);
                 let same = row.is_some_and(|disk| disk.size == kept.size && disk.mtime == kept.mtime);
                 let kept = match same {
-                    true => apply::kept_from(&txn.reader(), fid, &at, kept)?,
-                    false => apply::new_kept(&at, kept, None, Vec::new()),
+                    true => index::kept_from(&txn.reader(), fid, &at, kept, now())?,
+                    false => index::new_kept(&at, kept, None, Vec::new(), now()),
                 };
                 txn.add_kept(fid, &kept)
             };
@@ -162,7 +162,7 @@ impl Device {
         let kept = keeping.await.map_err(|_| ClientError::Closed)?;
         let kept = kept.map_err(|error| FolderError::Stopped(error.to_string()))?;
         let (name, fid) = (kept.name.clone(), folder.fid);
-        let new = apply::new_kept(path, kept, Some(content.hash), chunks);
+        let new = index::new_kept(path, kept, Some(content.hash), chunks, now());
         folder.store().write(256, move |txn| txn.add_kept(fid, &new)).await?;
         Ok(name)
     }

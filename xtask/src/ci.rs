@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 
 use crate::shell::{self, cargo, seconds};
-use crate::{audit, sim, tidy, wasm};
+use crate::{audit, sim, soak, tidy, wasm};
 
 /// Runs all steps; the first that fails ends the run and is named.
 pub(crate) fn run(root: &Path) -> Result<()> {
@@ -26,10 +26,11 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         shell::run(cargo(root, args).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     step("wasm", || wasm::run(root))?;
-    // One build of everything: the simulator, the doc tests and the tests then share its artefacts,
+    // One build of everything: the simulator, the soak, the doc tests and the tests then share its artefacts,
     // where building one package alone would choose other features and compile its dependencies again.
     step("build", || shell::run(&mut cargo(root, ["build", "--locked", "--workspace", "--all-targets"])))?;
     step("sim", || sim::run_built(root))?;
+    step("soak", || soak::run_built(root))?;
     step("doc tests", || shell::run(&mut cargo(root, ["test", "--locked", "--workspace", "--doc"])))?;
     last_step("tests", || tests(root))
 }

@@ -111,7 +111,7 @@ pub fn read(
         max_cursor: batch.max_cursor,
         check: batch.check,
         has_more: batch.has_more,
-        holds_from: Cursor(1),
+        holds_from: reader.holds_from(group)?,
     })
 }
 

@@ -48,6 +48,29 @@ impl RangeSet {
         true
     }
 
+    /// Adds all numbers of a range.
+    pub fn insert_range(&mut self, range: Range) {
+        *self = Self::from_ranges(self.ranges.iter().copied().chain([range]));
+    }
+
+    /// The parts of a range that are not in the set, ascending.
+    #[must_use]
+    pub fn lacking(&self, range: Range) -> Vec<Range> {
+        let mut lacking = Vec::new();
+        let mut next = range.first.0;
+        let from = self.ranges.partition_point(|held| held.last < range.first);
+        for held in self.ranges[from..].iter().take_while(|held| held.first <= range.last) {
+            if held.first.0 > next {
+                lacking.push(Range { first: Number(next), last: Number(held.first.0 - 1) });
+            }
+            next = held.last.0.saturating_add(1);
+        }
+        if next <= range.last.0 {
+            lacking.push(Range { first: Number(next), last: range.last });
+        }
+        lacking
+    }
+
     /// Takes a number out; false if it was not there.
     pub fn remove(&mut self, number: Number) -> bool {
         let at = self.ranges.partition_point(|range| range.last < number);
@@ -159,6 +182,30 @@ mod tests {
         #[test]
         fn a_range_set_is_a_set(steps in proptest::collection::vec((any::<bool>(), 1u64..40), 0..120)) {
             check(&steps)?;
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_range_is_added_where_it_lacks(
+            numbers in proptest::collection::vec(1u64..40, 0..30), first in 1u64..40, len in 0u64..20,
+        ) {
+            let mut set = RangeSet::default();
+            for number in &numbers {
+                set.insert(Number(*number));
+            }
+            let range = Range { first: Number(first), last: Number(first + len) };
+            let lacking = set.lacking(range);
+            for number in 1..70 {
+                let lacks = lacking.iter().any(|range| range.contains(Number(number)));
+                prop_assert_eq!(lacks, range.contains(Number(number)) && !numbers.contains(&number));
+            }
+            set.insert_range(range);
+            for number in 1..70 {
+                let held = range.contains(Number(number)) || numbers.contains(&number);
+                prop_assert_eq!(set.contains(Number(number)), held);
+            }
+            prop_assert!(set.ranges().windows(2).all(|pair| pair[0].last.0 + 1 < pair[1].first.0));
         }
     }
 

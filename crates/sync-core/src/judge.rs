@@ -16,8 +16,8 @@ use crate::membership::{Membership, MembershipError};
 pub struct HeldEnvelope {
     /// The envelope's hash.
     pub hash: EnvelopeHash,
-    /// The hash it names as its previous one.
-    pub previous: EnvelopeHash,
+    /// The hash it names as its previous one; none where the envelope was dropped.
+    pub previous: Option<EnvelopeHash>,
 }
 
 /// What a judge needs to know about what is stored.
@@ -30,6 +30,9 @@ pub trait Held {
 
     /// Everything stored at a number, more than one at a fork.
     fn at(&mut self, author: &AuthorId, number: Number) -> Result<Vec<HeldEnvelope>, Self::Error>;
+
+    /// Whether a sealed envelope at a number is not wanted any more, since a snapshot that is here covers it.
+    fn is_dropped(&mut self, author: &AuthorId, number: Number) -> Result<bool, Self::Error>;
 }
 
 /// Why an envelope is refused.
@@ -138,7 +141,12 @@ impl<'a, H: Held> Batch<'a, '_, H> {
         let hash = envelope.hash();
         let place = (envelope.header.sender, envelope.header.number);
         let twice = self.places.get(&place).is_some_and(|at| at.iter().any(|&at| self.candidates[at].hash == hash));
-        if twice || self.stored(place.0, place.1)?.iter().any(|stored| stored.hash == hash) {
+        let stored = if twice { Vec::new() } else { self.stored(place.0, place.1)? };
+        if twice || stored.iter().any(|stored| stored.hash == hash) {
+            return Ok(false);
+        }
+        // without a hash to compare with it can only be what was dropped; operations are never dropped
+        if stored.is_empty() && envelope.header.class == Class::Sealed && self.held.is_dropped(&place.0, place.1)? {
             return Ok(false);
         }
         self.places.entry(place).or_default().push(self.candidates.len());
@@ -240,7 +248,7 @@ impl<'a, H: Held> Batch<'a, '_, H> {
         let Candidate { envelope, hash, .. } = &self.candidates[at];
         let (sender, hash) = (envelope.header.sender, *hash);
         let Some(next) = envelope.header.number.next() else { return Ok(false) };
-        Ok(self.stored(sender, next)?.iter().any(|stored| stored.previous == hash))
+        Ok(self.stored(sender, next)?.iter().any(|stored| stored.previous == Some(hash)))
     }
 
     fn signature_verifies(&self, at: usize) -> bool {
@@ -274,7 +282,7 @@ impl<'a, H: Held> Batch<'a, '_, H> {
         if let Some(before) = number.previous() {
             let known = self.known_at(sender, before, verdicts)?;
             let apart = !known.is_empty() && known.iter().all(|known| known.hash != previous);
-            if apart || beside.iter().any(|beside| beside.previous != previous) {
+            if apart || beside.iter().any(|beside| beside.previous.is_some_and(|other| other != previous)) {
                 return Ok(Some(before));
             }
         }
@@ -283,7 +291,7 @@ impl<'a, H: Held> Batch<'a, '_, H> {
         }
         if let Some(next) = number.next() {
             let known = self.known_at(sender, next, verdicts)?;
-            if known.iter().any(|known| known.previous != hash) {
+            if known.iter().any(|known| known.previous.is_some_and(|previous| previous != hash)) {
                 return Ok(Some(number));
             }
         }
@@ -301,7 +309,7 @@ impl<'a, H: Held> Batch<'a, '_, H> {
         let places = self.places.get(&(author, number)).map_or(&[][..], Vec::as_slice);
         known.extend(places.iter().filter(|&&at| verdicts[at].is_ok()).map(|&at| {
             let Candidate { envelope, hash, .. } = &self.candidates[at];
-            HeldEnvelope { hash: *hash, previous: envelope.header.previous }
+            HeldEnvelope { hash: *hash, previous: Some(envelope.header.previous) }
         }));
         Ok(known)
     }
@@ -354,7 +362,7 @@ mod tests {
 
     /// What is stored of the one author's feed.
     #[derive(Default)]
-    struct Log(BTreeMap<Number, Vec<HeldEnvelope>>);
+    struct Log(BTreeMap<Number, Vec<HeldEnvelope>>, Option<Number>);
 
     impl Held for Log {
         type Error = Infallible;
@@ -365,6 +373,10 @@ mod tests {
 
         fn at(&mut self, _: &AuthorId, number: Number) -> Result<Vec<HeldEnvelope>, Infallible> {
             Ok(self.0.get(&number).cloned().unwrap_or_default())
+        }
+
+        fn is_dropped(&mut self, _: &AuthorId, number: Number) -> Result<bool, Infallible> {
+            Ok(self.1.is_some_and(|last| number <= last))
         }
     }
 
@@ -377,7 +389,7 @@ mod tests {
             let judged = judge(&GroupId::of(&charter()), &mut membership, &mut log, batch).expect("infallible");
             assert_eq!(judged.accepted.len(), batch.len(), "{judged:?}");
             for Accepted { envelope, hash, fork } in judged.accepted {
-                let held = HeldEnvelope { hash, previous: envelope.header.previous };
+                let held = HeldEnvelope { hash, previous: Some(envelope.header.previous) };
                 log.0.entry(envelope.header.number).or_default().push(held);
                 lowest = [lowest, fork].into_iter().flatten().min();
             }
@@ -405,6 +417,29 @@ mod tests {
         let first = entry(1, EnvelopeHash::NONE, 1);
         assert_eq!(forks(&first, &entry(1, EnvelopeHash::NONE, 2)), [Some(1); 3]);
         assert_eq!(forks(&first, &entry(2, hash(&first), 2)), [None; 3]);
+    }
+
+    #[test]
+    fn what_was_dropped_is_not_taken_again_and_what_follows_it_is() {
+        let mut entries = vec![entry(1, EnvelopeHash::NONE, 1)];
+        for number in 2..=5 {
+            let previous = hash(&entries[entries.len() - 1]);
+            entries.push(entry(number, previous, 1));
+        }
+        let mut membership = Membership::new(&charter()).expect("a charter");
+        // 1 to 3 are gone, and of them only the last one's hash is known
+        let known = HeldEnvelope { hash: hash(&entries[2]), previous: None };
+        let mut log = Log([(Number(3), vec![known])].into_iter().collect(), Some(Number(3)));
+        let judged = judge(&GroupId::of(&charter()), &mut membership, &mut log, &entries).expect("infallible");
+        let accepted: Vec<_> = judged.accepted.iter().map(|accepted| accepted.envelope.header.number.0).collect();
+        assert_eq!((accepted, judged.duplicates), (vec![4, 5], 3));
+        assert!(judged.accepted.iter().all(|accepted| accepted.fork.is_none()));
+        let other = [entry(3, hash(&entries[1]), 2), entry(4, EnvelopeHash([9; 32]), 2)];
+        for (entry, fork) in other.iter().zip([3, 3]) {
+            let batch = [entry.clone()];
+            let judged = judge(&GroupId::of(&charter()), &mut membership, &mut log, &batch).expect("infallible");
+            assert_eq!(judged.accepted.first().and_then(|accepted| accepted.fork), Some(Number(fork)));
+        }
     }
 
     /// Two branches of six entries, which part at a number.

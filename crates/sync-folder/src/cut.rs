@@ -197,7 +197,8 @@ impl Cutter {
     ///
     /// A cut that comes before the end of the data does not depend on what follows. There is always one in a full
     /// buffer, which is longer than the longest chunk.
-    fn cuts(&self, data: &[u8], is_end: bool) -> Vec<usize> {
+    #[must_use]
+    pub fn cuts(&self, data: &[u8], is_end: bool) -> Vec<usize> {
         let (mask_s, mask_l) = self.masks;
         let mut cuts = Vec::new();
         let mut rest = data;

@@ -18,7 +18,8 @@ CREATE TABLE groups (
   charter BLOB NOT NULL,
   author BLOB NOT NULL,              -- the author that writes here
   state INTEGER NOT NULL DEFAULT 0,  -- 0 active, 1 left
-  behind INTEGER NOT NULL DEFAULT 0  -- 1: others hold entries of our author that were not written here
+  behind INTEGER NOT NULL DEFAULT 0, -- 1: others hold entries of our author that were not written here
+  holds_from INTEGER NOT NULL DEFAULT 1 -- from this cursor on nothing was dropped
 ) STRICT;
 
 CREATE TABLE feeds (
@@ -35,6 +36,15 @@ CREATE TABLE feed_ranges (
   feed INTEGER NOT NULL REFERENCES feeds,
   first INTEGER NOT NULL,
   last INTEGER NOT NULL,
+  PRIMARY KEY (feed, first)
+) STRICT, WITHOUT ROWID;
+
+-- Numbers among a feed's ranges whose envelopes are not here: a complete snapshot says what they led to.
+CREATE TABLE dropped (
+  feed INTEGER NOT NULL REFERENCES feeds,
+  first INTEGER NOT NULL,
+  last INTEGER NOT NULL,
+  head BLOB NOT NULL,                -- hash of the envelope at the last number
   PRIMARY KEY (feed, first)
 ) STRICT, WITHOUT ROWID;
 
@@ -100,8 +110,54 @@ CREATE TABLE folders (
   root TEXT,                         -- absolute path on this device; NULL where it is not placed
   settings TEXT NOT NULL DEFAULT '', -- opaque
   cursor INTEGER NOT NULL DEFAULT 0, -- the group's log up to here was taken into files
+  since_entries INTEGER NOT NULL DEFAULT 0, -- taken in since the last snapshot
+  since_records INTEGER NOT NULL DEFAULT 0,
   UNIQUE (gid, id)
 ) STRICT;
+
+-- Which entries were taken into a folder's files: records and snapshots of its stream, as runs of numbers.
+CREATE TABLE folder_runs (
+  fid INTEGER NOT NULL REFERENCES folders ON DELETE CASCADE,
+  feed INTEGER NOT NULL REFERENCES feeds,
+  first INTEGER NOT NULL,
+  last INTEGER NOT NULL,
+  PRIMARY KEY (fid, feed, first)
+) STRICT, WITHOUT ROWID;
+
+-- Up to which number snapshots cover a feed: those that were taken in, and those that were found to say the same.
+CREATE TABLE folder_covered (
+  fid INTEGER NOT NULL REFERENCES folders ON DELETE CASCADE,
+  feed INTEGER NOT NULL REFERENCES feeds,
+  last INTEGER NOT NULL,
+  compared INTEGER NOT NULL DEFAULT 0, -- entries below this one may go
+  PRIMARY KEY (fid, feed)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE snapshots (
+  sid INTEGER PRIMARY KEY,
+  fid INTEGER NOT NULL REFERENCES folders ON DELETE CASCADE,
+  feed INTEGER REFERENCES feeds,     -- its entry; NULL until it is told
+  number INTEGER,
+  state INTEGER NOT NULL,            -- 0 being written, 1 told, 2 complete, 3 refused
+  taken BLOB,                        -- the key up to which its rows were taken in
+  body BLOB NOT NULL                 -- opaque: what its entry says
+) STRICT;
+
+CREATE INDEX snapshots_by_folder ON snapshots (fid);
+
+-- Pieces of snapshots, each with the newest snapshot that needs it.
+CREATE TABLE snapshot_chunks (
+  id INTEGER PRIMARY KEY,
+  fid INTEGER NOT NULL REFERENCES folders ON DELETE CASCADE,
+  sid INTEGER NOT NULL,
+  hash BLOB NOT NULL,
+  codec INTEGER NOT NULL,            -- opaque: how its bytes are packed
+  len INTEGER NOT NULL,              -- of the piece itself
+  bytes BLOB NOT NULL,
+  UNIQUE (hash, fid)
+) STRICT;
+
+CREATE INDEX snapshot_chunks_by_snapshot ON snapshot_chunks (fid, sid);
 
 -- The index: of each path what the group says and what lay on disk. The columns of disk are NULL where nothing did.
 -- The blob that can be long comes last, so that whoever reads the others need not read it.

@@ -14,6 +14,7 @@ mod peers;
 mod read;
 mod renew;
 mod schema;
+mod snapshots;
 mod texts;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,8 +37,9 @@ pub use peers::{Peer, PeerId, PeerNote};
 pub(crate) use read::snapshot;
 pub use read::{Batch, Limits, Reader, Sealed, StoredBytes};
 pub use renew::{Renewal, Renewed, Reopen};
-pub use texts::Text;
 pub(crate) use schema::open_read_only;
+pub use snapshots::{Compaction, Dropped, Since, SnapshotChunk, SnapshotRow, SnapshotRowId, SnapshotState};
+pub use texts::Text;
 
 use crate::error::StoreError;
 

@@ -6,4 +6,5 @@ mod folders;
 mod log;
 mod model;
 mod renewal;
+mod snapshots;
 pub(crate) mod support;

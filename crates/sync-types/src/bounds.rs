@@ -53,6 +53,12 @@ pub const MAX_VECTOR: usize = 1024;
 pub const MAX_CHUNK: u64 = 4 << 20;
 /// Chunks that a record names itself; a longer list is cut into chunks.
 pub const MAX_INLINE_CHUNKS: usize = 64;
+/// Bytes of a snapshot's content: some ten million paths.
+pub const MAX_SNAPSHOT: u64 = 4 << 30;
+/// Bytes of one item of a snapshot: a path's versions, of which nearly always there is one.
+pub const MAX_SNAPSHOT_ITEM: usize = 1 << 20;
+/// Ranges in one item of a snapshot; longer lists take several items.
+pub const MAX_SNAPSHOT_RANGES: usize = 4096;
 /// Chunks asked for in one message.
 pub const MAX_CHUNKS_ASKED: usize = 1024;
 /// Bytes of one message on a stream that fetches chunks: a chunk and what is around it.

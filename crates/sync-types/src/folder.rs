@@ -15,6 +15,9 @@ pub const KIND_FOLDER: u16 = 16;
 /// Kind of an entry with records of a folder: [`RecordBatch`].
 pub const KIND_RECORDS: u16 = 17;
 
+/// Kind of an entry that says what a folder's records have led to: [`Snapshot`](crate::snapshot::Snapshot).
+pub const KIND_SNAPSHOT: u16 = 18;
+
 /// The name under a folder's root that the program keeps for itself; no record names anything below it.
 pub const OWN_DIR: &str = ".syncshell";
 

@@ -10,6 +10,7 @@ pub mod frame;
 pub mod ids;
 pub mod invite;
 pub mod operation;
+pub mod snapshot;
 pub mod wire;
 
 pub use charter::{Charter, Chunker, GroupKind, Quorum};

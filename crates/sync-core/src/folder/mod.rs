@@ -11,6 +11,7 @@ pub mod conflict;
 pub mod guard;
 pub mod merge;
 pub mod reconcile;
+pub mod snapshot;
 pub mod version;
 
 pub use conflict::{conflict_path, settle};
@@ -19,6 +20,7 @@ pub use merge::merge;
 pub use reconcile::{
     Action, Change, Direction, Disk, Displaced, Held, Operation, Over, Plan, Seen, basis, decide, plan, revert,
 };
+pub use snapshot::Coverage;
 pub use version::{Version, Versions};
 
 #[cfg(test)]

@@ -167,16 +167,57 @@ impl Versions {
 
     /// Takes in everything another row of the same path holds; whether that changed anything.
     pub fn join(&mut self, other: &Self) -> bool {
+        self.join_unless(other, |_| false)
+    }
+
+    /// Takes in what another row of the same path holds, but for versions that a test leaves out; whether that changed
+    /// anything.
+    pub(super) fn join_unless(&mut self, other: &Self, is_left_out: impl Fn(&Version) -> bool) -> bool {
         let mut changed = self.see(other.seen.iter());
-        for version in &other.maximal {
+        for version in other.maximal.iter().filter(|version| !is_left_out(version)) {
             changed |= self.insert(version.clone());
         }
-        if let Some(heavy) = &other.heaviest
+        if let Some(heavy) = other.heaviest.as_ref().filter(|heavy| !is_left_out(heavy))
             && !self.maximal.contains(heavy)
         {
             changed |= self.weigh(heavy.clone());
         }
         changed
+    }
+
+    /// Takes out versions that something forgotten has superseded; where none is left, a deletion stands for it. Whether
+    /// that changed anything.
+    pub(super) fn bury(&mut self, is_superseded: impl Fn(&Version) -> bool) -> bool {
+        self.heaviest = self.heaviest.take().filter(|heavy| !self.maximal.is_empty() || !is_superseded(heavy));
+        let (buried, left): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.maximal).into_iter().partition(|version| is_superseded(version));
+        self.maximal = left;
+        let Some(highest) = buried.first() else { return false };
+        let seen = buried.iter().flat_map(|version| version.vector.iter()).chain(self.seen.iter());
+        if self.maximal.is_empty() {
+            // nothing that the others have seen is later of that author, or it would have been superseded
+            let vector = bounded([highest.dot].into_iter().chain(seen));
+            self.insert(Version { dot: highest.dot, vector, node: Node::Deleted, mode: 0, mtime: 0 });
+        } else {
+            let seen: Vec<Dot> = seen.collect();
+            self.see(seen);
+        }
+        true
+    }
+
+    /// Whether a version of another dot has seen a dot.
+    pub(super) fn has_superseded(&self, dot: Dot) -> bool {
+        self.superseded()(dot)
+    }
+
+    /// What is superseded.
+    pub(super) fn superseded_dots(&self) -> impl Iterator<Item = Dot> {
+        self.seen.iter()
+    }
+
+    /// Everything that all of them are or have seen.
+    pub(super) fn reached(&self) -> impl Iterator<Item = Dot> {
+        self.maximal.iter().chain(&self.heaviest).flat_map(|version| version.vector.iter()).chain(self.seen.iter())
     }
 
     /// The version that counts.

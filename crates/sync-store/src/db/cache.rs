@@ -162,16 +162,38 @@ fn feeds(conn: &Connection, gid: i64) -> Result<BTreeMap<AuthorId, Feed>, StoreE
     Ok(feeds)
 }
 
-/// What is stored at a number of a feed.
+/// What is stored at a number of a feed, or of what was dropped there the hash, if it is known.
 pub(super) fn held_at(conn: &Connection, feed: i64, number: Number) -> Result<Vec<HeldEnvelope>, StoreError> {
     let mut statement =
         conn.prepare_cached("SELECT hash, previous FROM entries WHERE feed = ?1 AND number = ?2 ORDER BY id")?;
     let held = statement
         .query_map((feed, signed(number.0)), |row| {
-            Ok(HeldEnvelope { hash: EnvelopeHash(row.get(0)?), previous: EnvelopeHash(row.get(1)?) })
+            Ok(HeldEnvelope { hash: EnvelopeHash(row.get(0)?), previous: Some(EnvelopeHash(row.get(1)?)) })
         })?
         .collect::<Result<Vec<_>, rusqlite::Error>>()?;
-    Ok(held)
+    if !held.is_empty() {
+        return Ok(held);
+    }
+    let end = dropped_at(conn, feed, number)?.filter(|(range, _)| range.last == number);
+    Ok(end.map(|(_, hash)| HeldEnvelope { hash, previous: None }).into_iter().collect())
+}
+
+/// What was dropped around a number of a feed, and the hash at its end.
+pub(super) fn dropped_at(
+    conn: &Connection,
+    feed: i64,
+    number: Number,
+) -> Result<Option<(Range, EnvelopeHash)>, StoreError> {
+    let mut statement = conn.prepare_cached(
+        "SELECT first, last, head FROM dropped WHERE feed = ?1 AND first <= ?2 ORDER BY first DESC LIMIT 1",
+    )?;
+    let dropped = statement
+        .query_row((feed, signed(number.0)), |row| {
+            let range = Range { first: Number(unsigned(row.get(0)?)), last: Number(unsigned(row.get(1)?)) };
+            Ok((range, EnvelopeHash(row.get(2)?)))
+        })
+        .optional()?;
+    Ok(dropped.filter(|(range, _)| range.contains(number)))
 }
 
 /// What the judge asks; only what a feed's ranges name is looked up.
@@ -191,6 +213,13 @@ impl Held for HeldFeeds<'_> {
         match self.feeds.get(author) {
             Some(feed) if feed.state.held.contains(number) => held_at(self.conn, feed.row, number),
             _ => Ok(Vec::new()),
+        }
+    }
+
+    fn is_dropped(&mut self, author: &AuthorId, number: Number) -> Result<bool, StoreError> {
+        match self.feeds.get(author) {
+            Some(feed) if feed.state.held.contains(number) => Ok(dropped_at(self.conn, feed.row, number)?.is_some()),
+            _ => Ok(false),
         }
     }
 }
@@ -322,6 +351,16 @@ impl<'a> Inserter<'a> {
         }
         Ok(())
     }
+}
+
+/// Writes a feed's ranges anew.
+pub(super) fn write_ranges(conn: &Connection, feed: &Feed) -> Result<(), StoreError> {
+    conn.prepare_cached("DELETE FROM feed_ranges WHERE feed = ?1")?.execute([feed.row])?;
+    let mut insert = conn.prepare_cached("INSERT INTO feed_ranges (feed, first, last) VALUES (?1, ?2, ?3)")?;
+    for range in RangeSet::ranges(&feed.state.held) {
+        insert.execute((feed.row, signed(range.first.0), signed(range.last.0)))?;
+    }
+    Ok(())
 }
 
 /// Writes a feed's head and fork.

@@ -1,11 +1,11 @@
 //! A new author for this installation, and a new id for this database: after a copy, an import or a rollback.
 
 use rusqlite::{Connection, OptionalExtension};
-use sync_core::{RangeSet, Refusal, judge};
+use sync_core::{Refusal, judge};
 use sync_types::{AuthorId, Check, Class, Cursor, EnvelopeHash, GroupId, Number, ReplicaId};
 
 use super::append::Appended;
-use super::cache::{Feed, HeldFeeds, Inserter, NewRow, Origin, held_at, write_head};
+use super::cache::{Feed, HeldFeeds, Inserter, NewRow, Origin, held_at, write_head, write_ranges};
 use super::convert::{row_id, signed, unsigned};
 use super::manage::REPLICA;
 use super::{Change, Txn};
@@ -133,11 +133,7 @@ impl Change<'_> {
 
 /// Writes anew what a feed is after entries left it.
 fn rewrite(conn: &Connection, feed: &mut Feed) -> Result<(), StoreError> {
-    conn.prepare_cached("DELETE FROM feed_ranges WHERE feed = ?1")?.execute([feed.row])?;
-    let mut insert = conn.prepare_cached("INSERT INTO feed_ranges (feed, first, last) VALUES (?1, ?2, ?3)")?;
-    for range in RangeSet::ranges(&feed.state.held) {
-        insert.execute((feed.row, signed(range.first.0), signed(range.last.0)))?;
-    }
+    write_ranges(conn, feed)?;
     let highest = feed.state.held.highest();
     let at_highest = highest.map(|number| held_at(conn, feed.row, number)).transpose()?.unwrap_or_default();
     feed.state.head = at_highest.iter().map(|held| held.hash).min().unwrap_or(EnvelopeHash::NONE);

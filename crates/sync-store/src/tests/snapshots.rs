@@ -1,0 +1,380 @@
+//! Snapshots: what is dropped, what of it still counts as held, and what a newcomer holds without having had it.
+
+use proptest::prelude::*;
+use sync_types::{
+    AuthorId, BlobId, Cursor, EnvelopeHash, FeedHave, FolderId, GroupId, Number, Range, ReplicaId, Scope,
+};
+use tempfile::TempDir;
+
+use super::support::*;
+use crate::{Compaction, Db, Dropped, FolderRowId, SnapshotChunk, SnapshotState};
+
+const FOLDER: FolderId = FolderId([7; 16]);
+
+fn range(first: u64, last: u64) -> Range {
+    Range { first: Number(first), last: Number(last) }
+}
+
+/// A database of a group with two authors and a folder; the founder writes here.
+struct Home {
+    _dir: TempDir,
+    db: Db,
+    group: GroupId,
+    fid: FolderRowId,
+}
+
+impl Home {
+    fn new(admission: &[Vec<u8>]) -> Self {
+        let dir = TempDir::new().unwrap();
+        let (mut db, group) = founded(dir.path(), &author(1));
+        ingest(&mut db, &group, admission).unwrap();
+        let fid = db.write(|txn| txn.add_folder(&group, &FOLDER, "folder")).unwrap();
+        Self { _dir: dir, db, group, fid }
+    }
+
+    /// Notes that entries of an author were taken into the folder.
+    fn take(&mut self, author: AuthorId, numbers: impl IntoIterator<Item = u64>) {
+        let (group, fid) = (self.group, self.fid);
+        let numbers: Vec<u64> = numbers.into_iter().collect();
+        let note = |txn: &mut crate::Txn<'_>| {
+            numbers.iter().try_for_each(|n| txn.note_taken(fid, &group, &author, Number(*n), 1).map(|_| ()))
+        };
+        self.db.write(note).unwrap();
+    }
+
+    /// A snapshot is complete that covers an author's entries up to a number.
+    fn cover(&mut self, author: AuthorId, number: u64) {
+        let (group, fid) = (self.group, self.fid);
+        let complete = |txn: &mut crate::Txn<'_>| {
+            let sid = txn.add_snapshot(fid, &group, Some((author, Number(number))), b"body")?;
+            txn.complete_snapshot(fid, sid, &group, &[(author, Number(number))], true)
+        };
+        self.db.write(complete).unwrap();
+    }
+
+    fn drop_covered(&mut self, limit: usize) -> Dropped {
+        let (group, fid) = (self.group, self.fid);
+        self.db.write(|txn| txn.drop_covered(fid, &group, limit)).unwrap()
+    }
+
+    fn adopt(&mut self, author: AuthorId, adopted: Range, head: EnvelopeHash) {
+        let (group, fid) = (self.group, self.fid);
+        self.db.write(|txn| txn.adopt_range(fid, &group, &author, adopted, head)).unwrap();
+    }
+
+    fn have(&self) -> Vec<FeedHave> {
+        self.db.read(|reader| reader.have(&self.group)).unwrap()
+    }
+
+    fn have_of(&self, author: AuthorId) -> FeedHave {
+        self.have().into_iter().find(|feed| feed.author == author).unwrap()
+    }
+
+    fn log(&self) -> Compaction {
+        self.db.read(|reader| reader.compaction(&self.group)).unwrap()
+    }
+
+    fn knows_more(&self, have: &[FeedHave]) -> bool {
+        self.db.read(|reader| reader.knows_more(&self.group, have)).unwrap()
+    }
+}
+
+/// The admission of the second author, and its feed's first entries.
+fn feed(len: usize) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+    let group = GroupId::of(&charter(&author(1), 1));
+    let admission = Feed::new(group, author(1)).admit(&author(2));
+    let mut feed = Feed::new(group, author(2));
+    (vec![admission], (0..len).map(|n| feed.say(&n.to_string())).collect())
+}
+
+#[test]
+fn what_is_covered_is_dropped_and_still_counts_as_held() {
+    let (admission, said) = feed(20);
+    let bob = author(2).id();
+    let mut home = Home::new(&admission);
+    ingest(&mut home.db, &home.group, &said).unwrap();
+    // 11 is an app's
+    home.take(bob, (1..=10).chain(12..=20));
+    let (have, before) = (home.have(), home.log());
+    home.cover(bob, 18);
+    let first = home.drop_covered(5);
+    assert_eq!(first.entries, 5);
+    let rest = home.drop_covered(1000);
+    assert_eq!((rest.entries, home.drop_covered(1000).entries), (11, 0));
+    let after = home.log();
+    // beside the admission: the app's, the last one that is covered, and what is not
+    assert_eq!((after.entries, after.dropped), (5, 16));
+    assert_eq!(after.bytes + first.bytes + rest.bytes, before.bytes);
+    assert!(first.bytes > 1000);
+    assert_eq!(home.have(), have);
+    let group = home.group;
+    assert!(home.db.read(|reader| reader.wants(&group)).unwrap().is_empty());
+    let hashes = |n| home.db.read(|reader| reader.hashes_at(&group, &bob, Number(n))).unwrap();
+    assert_eq!(hashes(10), [hash(&said[9])], "the end of a run");
+    assert_eq!(hashes(17), [hash(&said[16])]);
+    assert_eq!(hashes(5), []);
+    assert!(home.db.read(|reader| reader.holds_from(&group)).unwrap() > Cursor(10));
+
+    // what was dropped comes again and is not taken
+    let again = ingest(&mut home.db, &home.group, &said).unwrap();
+    assert_eq!((again.duplicates, again.stored.len(), again.refused.len(), again.forks.len()), (20, 0, 0, 0));
+    assert_eq!(home.log(), after);
+}
+
+#[test]
+fn what_nobody_has_acknowledged_is_not_dropped() {
+    let alice = author(1).id();
+    let mut home = Home::new(&[]);
+    let group = home.group;
+    let writer = Writer { group, author: author(1) };
+    let entries: Vec<_> = (0..10).map(|n| entry(blob(n), n.to_string())).collect();
+    home.db.write(|txn| txn.append(&group, &entries, &writer)).unwrap();
+    home.take(alice, 1..=10);
+    home.cover(alice, 10);
+    assert_eq!(home.drop_covered(100).entries, 0);
+    let pending = home.db.read(|reader| reader.unacked(&group)).unwrap();
+    let acknowledge = |txn: &mut crate::Txn<'_>| {
+        let peer = txn.peer(&group, &ReplicaId([5; 16]))?;
+        txn.record_ack(&group, peer, Cursor(6))
+    };
+    home.db.write(acknowledge).unwrap();
+    assert_eq!(home.drop_covered(100).entries, 6);
+    assert_eq!(home.db.read(|reader| reader.unacked(&group)).unwrap(), pending - 6);
+}
+
+#[test]
+fn what_a_snapshot_covers_that_was_only_believed_is_not_dropped() {
+    let (admission, said) = feed(6);
+    let bob = author(2).id();
+    let mut home = Home::new(&admission);
+    let (group, fid) = (home.group, home.fid);
+    ingest(&mut home.db, &group, &said).unwrap();
+    home.take(bob, 1..=6);
+    let adopt = |txn: &mut crate::Txn<'_>| {
+        let sid = txn.add_snapshot(fid, &group, Some((bob, Number(6))), b"body")?;
+        txn.begin_adoption(fid, sid, &group, &[(bob, Number(6))])?;
+        txn.complete_snapshot(fid, sid, &group, &[(bob, Number(6))], false)
+    };
+    home.db.write(adopt).unwrap();
+    assert_eq!(home.db.read(|reader| reader.covered(fid)).unwrap(), [(bob, Number(6))]);
+    assert_eq!(home.drop_covered(100).entries, 0);
+    home.cover(bob, 4);
+    assert_eq!(home.drop_covered(100).entries, 3);
+}
+
+#[test]
+fn nothing_is_dropped_from_a_fork_on() {
+    let (admission, said) = feed(6);
+    let bob = author(2).id();
+    let group = GroupId::of(&charter(&author(1), 1));
+    let mut home = Home::new(&admission);
+    let mut other = Feed::new(group, author(2));
+    let branch: Vec<_> = (0..6).map(|n| other.say(&if n < 3 { n.to_string() } else { format!("other {n}") })).collect();
+    ingest(&mut home.db, &group, &said).unwrap();
+    ingest(&mut home.db, &group, &branch).unwrap();
+    assert_eq!(home.have_of(bob).fork, Some(Number(4)));
+    home.take(bob, 1..=6);
+    home.cover(bob, 6);
+    assert_eq!(home.drop_covered(100).entries, 3);
+    assert_eq!(home.db.read(|reader| reader.whole_until(&group, &bob)).unwrap(), Number(3));
+}
+
+#[test]
+fn cursors_are_not_given_again_after_the_newest_entry_is_dropped() {
+    let (admission, mut said) = feed(4);
+    let bob = author(2).id();
+    let mut home = Home::new(&admission);
+    let group = home.group;
+    said.rotate_right(1);
+    ingest(&mut home.db, &group, &said).unwrap();
+    let newest = home.db.read(|reader| reader.max_cursor(&group)).unwrap();
+    let check = home.db.read(|reader| reader.check_at(&group, newest)).unwrap();
+    home.take(bob, 1..=4);
+    home.cover(bob, 4);
+    assert_eq!(home.drop_covered(100).entries, 3);
+    assert_eq!(home.db.read(|reader| reader.max_cursor(&group)).unwrap(), newest);
+    assert_eq!(home.db.read(|reader| reader.check_at(&group, newest)).unwrap(), check);
+    let everything = sync_core::Selection::everything(Scope::All);
+    let batch = home.db.read(|reader| reader.read_after(&group, Cursor(0), ALL, &everything, None)).unwrap();
+    assert_eq!((batch.max_cursor, batch.entries.len()), (newest, 2));
+}
+
+#[test]
+fn a_newcomer_holds_what_it_never_had_and_asks_for_nothing() {
+    let (admission, said) = feed(12);
+    let bob = author(2).id();
+    let mut home = Home::new(&admission);
+    ingest(&mut home.db, &home.group, &said).unwrap();
+    home.take(bob, 1..=10);
+    home.cover(bob, 10);
+    home.drop_covered(100);
+
+    let mut newcomer = Home::new(&admission);
+    let group = newcomer.group;
+    let everything = sync_core::Selection::everything(Scope::All);
+    let sent = home.db.read(|reader| reader.read_after(&group, Cursor(0), ALL, &everything, None)).unwrap();
+    let sent: Vec<Vec<u8>> = sent.entries.into_iter().map(|carried| carried.envelope).collect();
+    let stored = ingest(&mut newcomer.db, &group, &sent).unwrap();
+    assert_eq!((stored.stored.len(), stored.refused.len()), (3, 0), "a chain with a hole");
+    assert_eq!(newcomer.have_of(bob).ranges, [range(10, 12)]);
+    assert!(newcomer.db.read(|reader| reader.lacks_until(&group, &bob, Number(10))).unwrap());
+    newcomer.adopt(bob, range(1, 10), hash(&said[9]));
+    assert!(!newcomer.db.read(|reader| reader.lacks_until(&group, &bob, Number(10))).unwrap());
+    assert_eq!(newcomer.have(), home.have());
+    assert!(newcomer.db.read(|reader| reader.wants(&group)).unwrap().is_empty());
+    // one that has dropped nothing sends all of it
+    let again = ingest(&mut newcomer.db, &group, &said).unwrap();
+    assert_eq!((again.duplicates, again.stored.len()), (12, 0));
+    // and the feed goes on
+    let mut more = Feed::new(group, author(2));
+    let next = (0..13).map(|n| more.say(&n.to_string())).collect::<Vec<_>>().pop().unwrap();
+    assert_eq!(ingest(&mut newcomer.db, &group, &[next]).unwrap().stored.len(), 1);
+}
+
+#[test]
+fn an_author_whose_database_went_back_learns_it_although_what_it_lost_was_dropped() {
+    let (admission, said) = feed(10);
+    let bob = author(2).id();
+    let mut home = Home::new(&admission);
+    ingest(&mut home.db, &home.group, &said).unwrap();
+    home.take(bob, 1..=10);
+    home.cover(bob, 10);
+    home.drop_covered(100);
+
+    // the author's own database, from a backup of when it had written four, and of when it had written all
+    for (len, behind) in [(4, true), (10, false)] {
+        let dir = TempDir::new().unwrap();
+        let mut db = open(dir.path());
+        let group = db.write(|txn| txn.create_group(&charter(&author(1), 1), author(2).id())).unwrap();
+        ingest(&mut db, &group, &admission).unwrap();
+        let writer = Writer { group, author: author(2) };
+        let entries: Vec<_> = (0..len)
+            .map(|n: u64| {
+                entry(BlobId(*blake3::hash(n.to_string().as_bytes()).as_bytes().first_chunk().unwrap()), n.to_string())
+            })
+            .collect();
+        db.write(|txn| txn.append(&group, &entries, &writer)).unwrap();
+        assert_eq!(db.read(|reader| reader.knows_more(&group, &home.have())).unwrap(), behind, "{len}");
+    }
+    // what it wrote anew under dropped numbers shows at their end
+    let mut other = home.have();
+    for feed in &mut other {
+        feed.heads = vec![EnvelopeHash([9; 32]); feed.heads.len()];
+    }
+    assert!(!home.knows_more(&[]));
+    let selection = home.db.read(|reader| reader.select(&home.group, Scope::All, &other, &[])).unwrap();
+    assert!(selection.diverges());
+}
+
+#[test]
+fn pieces_stay_while_a_snapshot_needs_them() {
+    let (admission, _) = feed(0);
+    let mut home = Home::new(&admission);
+    let (group, fid) = (home.group, home.fid);
+    let chunk = SnapshotChunk { codec: 0, len: 3, bytes: b"abc".to_vec() };
+    let (old, new) = home
+        .db
+        .write(|txn| {
+            let old = txn.add_snapshot(fid, &group, None, &[])?;
+            txn.put_snapshot_chunk(fid, old, &[1; 32], &chunk)?;
+            txn.put_snapshot_chunk(fid, old, &[2; 32], &chunk)?;
+            let new = txn.add_snapshot(fid, &group, None, &[])?;
+            assert!(txn.claim_snapshot_chunk(fid, new, &[2; 32])?);
+            assert!(!txn.claim_snapshot_chunk(fid, new, &[3; 32])?);
+            txn.set_snapshot_entry(old, &group, (author(1).id(), Number(1)), b"old")?;
+            txn.set_snapshot_entry(new, &group, (author(1).id(), Number(2)), b"new")?;
+            txn.complete_snapshot(fid, old, &group, &[], true)?;
+            txn.complete_snapshot(fid, new, &group, &[(author(1).id(), Number(1))], true)?;
+            Ok((old, new))
+        })
+        .unwrap();
+    assert_ne!(old, new);
+    let known = home.db.read(|reader| reader.snapshots(fid)).unwrap();
+    let known: Vec<_> = known.iter().map(|row| (row.sid, row.state, row.body.as_slice())).collect();
+    assert_eq!(known, [(new, SnapshotState::Complete, &b"new"[..])]);
+    assert_eq!(home.db.write(|txn| txn.trim_snapshot_chunks(fid, Some(new), 10)).unwrap(), 1);
+    assert_eq!(home.db.read(|reader| reader.snapshot_chunk(fid, &[1; 32])).unwrap(), None);
+    assert_eq!(home.db.read(|reader| reader.group_snapshot_chunk(&group, &[2; 32])).unwrap(), Some(chunk));
+    home.db.write(|txn| txn.remove_folder(fid)).unwrap();
+    assert_eq!(home.db.read(|reader| reader.group_snapshot_chunk(&group, &[2; 32])).unwrap(), None);
+}
+
+#[test]
+fn what_is_taken_is_counted_until_a_snapshot_covers_it() {
+    let (admission, said) = feed(9);
+    let bob = author(2).id();
+    let mut home = Home::new(&admission);
+    ingest(&mut home.db, &home.group, &said).unwrap();
+    home.take(bob, [1, 2, 3, 5, 6, 9, 2]);
+    let (group, fid) = (home.group, home.fid);
+    let runs = |home: &Home| home.db.read(|reader| reader.taken_runs(fid, &group, &bob, Number(0), 10)).unwrap();
+    assert_eq!(runs(&home), [range(1, 3), range(5, 6), range(9, 9)]);
+    let since = |home: &Home| home.db.read(|reader| reader.since_snapshot(fid)).unwrap().entries;
+    assert_eq!(since(&home), 6);
+    home.cover(bob, 5);
+    assert_eq!(since(&home), 2);
+    home.take(bob, [4]);
+    assert_eq!(runs(&home), [range(1, 6), range(9, 9)]);
+    assert!(home.db.read(|reader| reader.is_taken(fid, &group, &bob, range(2, 6))).unwrap());
+    assert!(!home.db.read(|reader| reader.is_taken(fid, &group, &bob, range(2, 7))).unwrap());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn whatever_is_dropped_or_never_was_here_what_is_held_stays_the_same(
+        order in Just((0..24usize).collect::<Vec<_>>()).prop_shuffle(),
+        folders in proptest::collection::vec(0u8..3, 24),
+        cuts in proptest::collection::vec((0u8..2, 1u64..=24, 1usize..9), 1..5),
+        had in 0usize..24,
+    ) {
+        let (admission, said) = feed(24);
+        let bob = author(2).id();
+        let mut home = Home::new(&admission);
+        let group = home.group;
+        let arrived: Vec<_> = order.iter().map(|at| said[*at].clone()).collect();
+        ingest(&mut home.db, &group, &arrived).unwrap();
+        let have = home.have();
+        // two folders in one feed, and an app between them
+        let other = home.db.write(|txn| txn.add_folder(&group, &FolderId([8; 16]), "other")).unwrap();
+        let fids = [home.fid, other];
+        for (number, folder) in (1..).zip(&folders) {
+            if let Some(fid) = fids.get(usize::from(*folder)) {
+                home.fid = *fid;
+                home.take(bob, [number]);
+            }
+        }
+        for (folder, number, limit) in cuts {
+            home.fid = fids[usize::from(folder)];
+            home.cover(bob, number);
+            while home.drop_covered(limit).entries > 0 {}
+            prop_assert_eq!(&home.have(), &have);
+        }
+        let left = home.log();
+        prop_assert_eq!(left.entries + left.dropped, 25);
+
+        // a newcomer that has some of it and gets the rest, with the runs of both folders instead of what was dropped
+        let mut newcomer = Home::new(&admission);
+        ingest(&mut newcomer.db, &group, &arrived[..had]).unwrap();
+        let everything = sync_core::Selection::everything(Scope::All);
+        let sent = home.db.read(|reader| reader.read_after(&group, Cursor(0), ALL, &everything, None)).unwrap();
+        let sent: Vec<Vec<u8>> = sent.entries.into_iter().map(|carried| carried.envelope).collect();
+        ingest(&mut newcomer.db, &group, &sent).unwrap();
+        for fid in fids {
+            for run in home.db.read(|reader| reader.taken_runs(fid, &group, &bob, Number(0), 100)).unwrap() {
+                let head = home.db.read(|reader| reader.hashes_at(&group, &bob, run.last)).unwrap();
+                prop_assert_eq!(head.len(), 1, "the end of {:?}", run);
+                newcomer.adopt(bob, run, head[0]);
+                // whatever is held, its ends are known
+                newcomer.have();
+            }
+        }
+        prop_assert_eq!(newcomer.have(), have);
+        // and what it has it drops like everyone
+        newcomer.take(bob, 1..=24);
+        newcomer.cover(bob, 24);
+        while newcomer.drop_covered(3).entries > 0 {}
+        prop_assert_eq!(newcomer.have(), home.have());
+    }
+}

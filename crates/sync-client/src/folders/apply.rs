@@ -392,6 +392,6 @@ impl Desk<Applier> for FolderDesk<'_> {
     }
 
     fn note(&mut self, path: &TreePath, problem: Option<String>) {
-        self.folder.set_path_problem(path.as_str(), problem);
+        self.folder.set_unapplied(path, problem);
     }
 }

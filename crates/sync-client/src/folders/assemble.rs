@@ -206,7 +206,7 @@ impl Asker<'_> {
                     Some(list) => Some(list),
                     None => {
                         left += 1;
-                        self.folder.set_path_problem(job.path.as_str(), Some(NOT_FOUND.to_owned()));
+                        self.folder.set_unapplied(&job.path, Some(NOT_FOUND.to_owned()));
                         continue;
                     }
                 },
@@ -558,7 +558,7 @@ impl<'a> Writer<'a> {
     fn fail(&mut self, job: usize, problem: String) {
         if self.failed.insert(job) {
             self.left += 1;
-            self.folder.set_path_problem(self.jobs[job].path.as_str(), Some(problem));
+            self.folder.set_unapplied(&self.jobs[job].path, Some(problem));
         }
         if let Some(receiving) = self.under_way.remove(&job) {
             self.discard(job, receiving.incoming);

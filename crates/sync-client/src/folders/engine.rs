@@ -116,6 +116,8 @@ struct Known {
     watching: Watching,
     scan_ms: Option<u64>,
     problems: HashMap<String, String>,
+    /// Why what others say could not be applied at a path; it counts as long as the path is pending.
+    unapplied: HashMap<TreePath, String>,
     conflicts: VecDeque<String>,
 }
 
@@ -165,6 +167,7 @@ impl Folder {
                 watching: Watching::Events,
                 scan_ms: None,
                 problems: HashMap::new(),
+                unapplied: HashMap::new(),
                 conflicts: VecDeque::new(),
             }),
             busy: Mutex::default(),
@@ -278,6 +281,20 @@ impl Folder {
             Some(_) => {}
             None => {
                 known.problems.remove(path);
+            }
+        }
+    }
+
+    /// Notes why something could not be applied at a path, or that it could.
+    pub(crate) fn set_unapplied(&self, path: &TreePath, problem: Option<String>) {
+        let mut known = lock(&self.known);
+        match problem {
+            Some(problem) if known.unapplied.len() < MOST_NAMED || known.unapplied.contains_key(path) => {
+                known.unapplied.insert(path.clone(), problem);
+            }
+            Some(_) => {}
+            None => {
+                known.unapplied.remove(path);
             }
         }
     }
@@ -412,18 +429,31 @@ impl Folder {
     /// A picture of it.
     pub(crate) async fn status(&self) -> Result<FolderStatus, ClientError> {
         let fid = self.fid;
-        let (totals, cursor) = {
+        let unapplied: Vec<TreePath> = lock(&self.known).unapplied.keys().cloned().collect();
+        let (totals, cursor, settled) = {
             let (group, id) = (self.group.id, self.id);
             self.store()
                 .read(move |reader| {
                     let cursor = reader.folder(&group, &id)?.map(|row| row.cursor);
-                    Ok((reader.folder_totals(fid)?, cursor))
+                    // what came to nothing by itself, since others changed it once more
+                    let mut settled = Vec::new();
+                    for path in unapplied {
+                        if !reader.file(fid, &path.key())?.is_some_and(|row| row.pending) {
+                            settled.push(path);
+                        }
+                    }
+                    Ok((reader.folder_totals(fid)?, cursor, settled))
                 })
                 .await?
         };
         let behind = cursor.is_some_and(|cursor| cursor < *self.group.watch_newest().borrow());
         let held = lock(&self.held).as_ref().map(|(_, message)| message.clone());
-        let known = lock(&self.known);
+        let mut known = lock(&self.known);
+        settled.iter().for_each(|path| drop(known.unapplied.remove(path)));
+        let unapplied = known.unapplied.iter().map(|(path, problem)| (path.to_string(), problem.clone()));
+        let mut problems: Vec<_> = known.problems.clone().into_iter().chain(unapplied).collect();
+        problems.sort();
+        problems.truncate(MOST_NAMED);
         let state = if known.paused {
             FolderState::Paused
         } else if known.problem.is_some() || held.is_some() {
@@ -454,11 +484,7 @@ impl Folder {
             fetched_bytes: figure(&self.counters.fetched),
             served_bytes: figure(&self.counters.served),
             reused_bytes: figure(&self.counters.reused),
-            problems: known
-                .problems
-                .iter()
-                .map(|(path, problem)| PathProblem { path: path.clone(), problem: problem.clone() })
-                .collect(),
+            problems: problems.into_iter().map(|(path, problem)| PathProblem { path, problem }).collect(),
             conflicts: known.conflicts.iter().cloned().collect(),
         })
     }

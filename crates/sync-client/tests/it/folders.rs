@@ -623,6 +623,16 @@ async fn content_that_nobody_has_waits_and_the_rest_goes_on() {
     assert!(!hostile.site.path("left/never").exists() && !hostile.site.path("left/huge").exists());
     // also where the version that nobody has won: what lies there stays in its place until that is at hand
     hostile.unharmed().await;
+    // what nobody waits for any more is no problem any more
+    let said = |status: FolderStatus| status.problems.iter().any(|problem| problem.path == "never");
+    assert!(said(only(&hostile.a).await));
+    let basis: Vector = [Dot::new(hostile.mallory.author.id(), Number(1), 1)].into_iter().collect();
+    hostile.records(vec![Record { basis, mode: 0, mtime: 0, ..record("never", Node::Deleted) }]).await;
+    let start = Instant::now();
+    while said(only(&hostile.a).await) {
+        assert!(start.elapsed() < PATIENCE, "{:?}", only(&hostile.a).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -97,6 +97,7 @@ pub(crate) mod tests {
             state: FolderState::UpToDate,
             problem: None,
             watching: Watching::Events,
+            unwatched: None,
             files: 0,
             bytes: 0,
             pending_files: 0,

@@ -268,7 +268,7 @@ impl SyncClient {
             gaps: wants.into_iter().map(gap).collect(),
             forks: have.iter().filter_map(fork).collect(),
             refused: group.refused() + self.device.refused(),
-            warnings: self.device.warnings(),
+            warnings: self.device.warnings().into_iter().chain(group.trouble()).collect(),
         })
     }
 

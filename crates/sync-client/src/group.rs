@@ -68,6 +68,8 @@ pub(crate) struct Group {
     refused: AtomicU64,
     /// Members whose word about our own feed was taken once.
     believed: Mutex<HashSet<MemberId>>,
+    /// Why what peers send cannot be stored.
+    trouble: Mutex<Option<String>>,
 }
 
 impl std::fmt::Debug for Group {
@@ -119,6 +121,7 @@ impl Group {
             newest,
             refused: AtomicU64::new(0),
             believed: Mutex::default(),
+            trouble: Mutex::default(),
         });
         group.open_rotations().await?;
         if copied || row.behind {
@@ -280,7 +283,17 @@ impl Group {
     fn failed(&self, error: &StoreError) -> Reply {
         tracing::warn!(%error, "session cannot go on");
         self.emit(Event::Error { code: "store".to_owned(), message: error.to_string() });
+        self.set_trouble(Some(error.to_string()));
         Reply::Failed { text: "the other device's database does not work at the moment".to_owned() }
+    }
+
+    fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// Why what peers sent last could not be stored.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn try_execute(self: &Arc<Self>, effect: Effect) -> Result<Option<Reply>, StoreError> {
@@ -304,6 +317,7 @@ impl Group {
             }
             Effect::Acknowledged { replica, cursor } => {
                 store.write(0, move |txn| exec::acknowledge(txn, &id, &replica, cursor)).await?;
+                self.set_trouble(None);
                 self.progress();
                 Ok(None)
             }
@@ -355,6 +369,7 @@ impl Group {
         };
         let mut replies = Vec::new();
         for (reply, arrival, ingested, wants) in self.shared.store.write(bytes, work).await? {
+            self.set_trouble(None);
             self.count(&ingested);
             if ingested.stored.iter().any(|stored| stored.class == Class::Rotation)
                 && let Err(error) = self.open_rotations().await

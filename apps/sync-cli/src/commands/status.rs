@@ -84,7 +84,8 @@ fn add_folder(text: &mut String, folder: &FolderStatus) {
         _ => {}
     }
     if folder.watching == Watching::Rescans {
-        line(text, format_args!("  changes are found by rescans; `syncshell rescan` looks at once"));
+        let why = folder.unwatched.as_deref().map(|why| format!(": {}", clean(why))).unwrap_or_default();
+        line(text, format_args!("  changes are found by rescans, `syncshell rescan` looks at once{why}"));
     }
     for PathProblem { path, problem } in &folder.problems {
         line(text, format_args!("  not in sync: {}: {}", clean(path), clean(problem)));
@@ -206,6 +207,7 @@ mod tests {
         let folder = FolderStatus {
             direction: Direction::ReceiveOnly,
             watching: Watching::Rescans,
+            unwatched: Some("the table is full".into()),
             problems: vec![PathProblem { path: "a\nb".into(), problem: "it may not be read".into() }],
             conflicts: vec!["x (conflict 2026-11-21 AB12CD).txt".into()],
             ..crate::select::tests::folder("ff", "photos", std::path::Path::new("/photos"))
@@ -229,7 +231,7 @@ mod tests {
             folder  photos: up to date, 0 files, 0 B; 1 path is not in sync
               in /photos, group abababab
               receive-only: changes made here are not told
-              changes are found by rescans; `syncshell rescan` looks at once
+              changes are found by rescans, `syncshell rescan` looks at once: the table is full
               not in sync: a�b: it may not be read
               conflict, both are kept: x (conflict 2026-11-21 AB12CD).txt
 

@@ -276,12 +276,16 @@ impl Source {
                 }
                 Answer::Lie(reason) => return Ended::Lied(reason),
             };
+            // before it is handed on, or the first chunk of every stream would come at once
+            tokio::select! {
+                () = pace.take(len) => {}
+                () = self.gone.cancelled() => return Ended::Gone,
+            }
             if !self.deliver(&want, bytes).await {
                 return Ended::Gone;
             }
             // only now, so that whatever ends this before leaves the want to others
             self.shared.change(|schedule| schedule.answered(self.session, Instant::now()));
-            pace.take(len).await;
         }
     }
 

@@ -65,11 +65,13 @@ pub(crate) async fn run(folder: Arc<Folder>) {
         if folder.direction != Direction::SendOnly && !folder.is_stopped() && folder.root().is_some() {
             folder.set_applying(true);
             match applying.round(&folder).await {
-                Ok(Round::Done) => folder.set_path_problem("", None),
-                Ok(Round::Left) => left = true,
+                Ok(round) => {
+                    folder.set_trouble("apply", None);
+                    left = round == Round::Left;
+                }
                 Err(StoreError::Closed) => return,
                 Err(error) => {
-                    folder.set_path_problem("", Some(error.to_string()));
+                    folder.set_trouble("apply", Some(error.to_string()));
                     left = true;
                 }
             }

@@ -3,7 +3,7 @@
 //! One task tells what changes on disk (`tell`), the other takes in what the log says and applies it (`take`).
 //! They meet in the database, whose writer orders them, and in the set of paths that are just being applied.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -114,7 +114,11 @@ struct Known {
     paused: bool,
     problem: Option<String>,
     watching: Watching,
+    /// Why it is not watched, or not all of it.
+    unwatched: Option<String>,
     scan_ms: Option<u64>,
+    /// What keeps a task from its work; it tries again.
+    troubles: BTreeMap<&'static str, String>,
     problems: HashMap<String, String>,
     /// Why what others say could not be applied at a path; it counts as long as the path is pending.
     unapplied: HashMap<TreePath, String>,
@@ -165,7 +169,9 @@ impl Folder {
                 paused: settings.paused,
                 problem: None,
                 watching: Watching::Events,
+                unwatched: None,
                 scan_ms: None,
+                troubles: BTreeMap::new(),
                 problems: HashMap::new(),
                 unapplied: HashMap::new(),
                 conflicts: VecDeque::new(),
@@ -263,8 +269,33 @@ impl Folder {
         let _ = self.texts.try_send(path.clone());
     }
 
-    pub(crate) fn set_watching(&self, watching: Watching) {
-        lock(&self.known).watching = watching;
+    /// Whether the system tells of changes, and if not of all, why.
+    pub(crate) fn set_watching(&self, unwatched: Option<String>) {
+        {
+            let mut known = lock(&self.known);
+            known.watching = if unwatched.is_some() { Watching::Rescans } else { Watching::Events };
+            known.unwatched = unwatched;
+        }
+        self.changed();
+    }
+
+    /// Notes what keeps a task from its work, or that nothing does any more; told to those who listen when it is news.
+    pub(crate) fn set_trouble(&self, task: &'static str, trouble: Option<String>) {
+        let news = {
+            let mut known = lock(&self.known);
+            match trouble.clone() {
+                Some(trouble) => known.troubles.insert(task, trouble),
+                None => known.troubles.remove(task),
+            }
+        } != trouble;
+        if news {
+            if let Some(message) = trouble {
+                tracing::warn!(task, %message, "folder waits");
+                let message = format!("{}: {message}", self.name);
+                self.group.emit(Event::Error { code: "folder".to_owned(), message });
+            }
+            self.changed();
+        }
     }
 
     pub(crate) fn set_scan_time(&self, took: Duration) {
@@ -448,6 +479,7 @@ impl Folder {
         };
         let behind = cursor.is_some_and(|cursor| cursor < *self.group.watch_newest().borrow());
         let held = lock(&self.held).as_ref().map(|(_, message)| message.clone());
+        let trouble = self.group.trouble();
         let mut known = lock(&self.known);
         settled.iter().for_each(|path| drop(known.unapplied.remove(path)));
         let unapplied = known.unapplied.iter().map(|(path, problem)| (path.to_string(), problem.clone()));
@@ -456,7 +488,7 @@ impl Folder {
         problems.truncate(MOST_NAMED);
         let state = if known.paused {
             FolderState::Paused
-        } else if known.problem.is_some() || held.is_some() {
+        } else if known.problem.is_some() || held.is_some() || !known.troubles.is_empty() || trouble.is_some() {
             FolderState::Stopped
         } else if known.scanning {
             FolderState::Scanning
@@ -473,8 +505,9 @@ impl Folder {
             path: self.path.clone(),
             direction: self.direction,
             state,
-            problem: known.problem.clone().or(held),
+            problem: known.problem.clone().or(held).or_else(|| known.troubles.values().next().cloned()).or(trouble),
             watching: known.watching,
+            unwatched: known.unwatched.clone(),
             files: totals.files,
             bytes: totals.bytes,
             pending_files: totals.pending_files,

@@ -5,6 +5,7 @@
 //! takes it in, in the transaction that appends it.
 
 use std::collections::{HashMap, HashSet};
+use std::iter::successors;
 
 use sync_core::folder::{Action, Change, Disk, Seen, Version, Versions, basis, decide};
 use sync_folder::versions::Kept;
@@ -340,20 +341,55 @@ pub struct Comparison {
     held: Vec<Candidate>,
     most: usize,
     gone: Vec<FileRow>,
+    /// Files and links where the index knows a directory.
+    replaced: Vec<Replaced>,
+}
+
+#[derive(Debug)]
+enum Replaced {
+    File(Candidate),
+    Link(Difference),
+}
+
+impl Replaced {
+    fn path(&self) -> &TreePath {
+        match self {
+            Self::File(candidate) => &candidate.path,
+            Self::Link(difference) => &difference.path,
+        }
+    }
+}
+
+/// What a walk comes to, in the order in which it is told.
+#[derive(Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "whoever walks does all of it")]
+pub struct Finished {
+    /// What was moved, and what is gone from below a name that is no directory's any more: as long as that is live, the
+    /// name counts as a directory's, and what took its place loses to it.
+    pub first: Vec<Difference>,
+    /// Files that are to be read.
+    pub read: Vec<Candidate>,
+    /// What else is gone.
+    pub last: Vec<Difference>,
 }
 
 impl Comparison {
     /// Holds back at most so many new files until it is known what is gone.
     #[must_use]
     pub fn new(most: usize) -> Self {
-        Self { held: Vec::new(), most, gone: Vec::new() }
+        Self { held: Vec::new(), most, gone: Vec::new(), replaced: Vec::new() }
     }
 
     /// Something is at a path that does not look as the index says; of a link with its text.
     pub fn here(&mut self, path: TreePath, stat: Stat, target: Option<String>, before: Option<DiskState>) -> Next {
+        let was_directory = before.as_ref().is_some_and(rows::is_directory);
         let node = match (stat.kind, target) {
             (Kind::File, _) => {
                 let candidate = Candidate { path, stat, before };
+                if was_directory {
+                    self.replaced.push(Replaced::File(candidate));
+                    return Next::Wait;
+                }
                 if candidate.before.is_none() && self.held.len() < self.most {
                     self.held.push(candidate);
                     return Next::Wait;
@@ -363,7 +399,14 @@ impl Comparison {
             (Kind::Symlink, target) => Node::Symlink(target.unwrap_or_default()),
             (Kind::Directory, _) => Node::Directory,
         };
-        Next::Tell(Difference { path, before, after: After::Here { stat, node, chunks: Vec::new(), settled: true } })
+        let is_link = matches!(node, Node::Symlink(_));
+        let after = After::Here { stat, node, chunks: Vec::new(), settled: true };
+        let difference = Difference { path, before, after };
+        if was_directory && is_link {
+            self.replaced.push(Replaced::Link(difference));
+            return Next::Wait;
+        }
+        Next::Tell(difference)
     }
 
     /// The index knows something at a path, and nothing is there.
@@ -386,15 +429,15 @@ impl Comparison {
         there
     }
 
-    /// What was moved, then what is gone; and the new files that are to be read.
-    pub fn finish(self, reader: &Reader<'_>) -> Result<(Vec<Difference>, Vec<Candidate>), StoreError> {
+    /// What is to be told and read now that it is known what is gone.
+    pub fn finish(self, reader: &Reader<'_>) -> Result<Finished, StoreError> {
         let mut by_look: HashMap<(u64, u64, i64), &FileRow> = HashMap::new();
         for row in &self.gone {
             if let Some(disk) = row.disk.as_ref().filter(|disk| disk.hash.is_some()) {
                 by_look.insert((disk.ino, disk.size, disk.mtime), row);
             }
         }
-        let (mut differences, mut rest) = (Vec::new(), Vec::new());
+        let (mut first, mut rest, mut last) = (Vec::new(), Vec::new(), Vec::new());
         for candidate in self.held {
             let Stat { ino, size, mtime, .. } = candidate.stat;
             let Some((node, file)) =
@@ -405,13 +448,22 @@ impl Comparison {
             };
             let Candidate { path, stat, before } = candidate;
             let chunks = reader.chunk_list(file)?;
-            differences.push(Difference { path, before, after: After::Here { stat, node, chunks, settled: true } });
+            first.push(Difference { path, before, after: After::Here { stat, node, chunks, settled: true } });
         }
+        let names: HashSet<TreePath> = self.replaced.iter().map(|replaced| replaced.path().clone()).collect();
         for row in self.gone {
             let Some(path) = TreePath::from_key(&row.key) else { continue };
-            differences.push(Difference { path, before: row.disk, after: After::Gone });
+            let is_below = successors(path.parent(), TreePath::parent).any(|above| names.contains(&above));
+            let difference = Difference { path, before: row.disk, after: After::Gone };
+            if is_below { first.push(difference) } else { last.push(difference) }
         }
-        Ok((differences, rest))
+        for replaced in self.replaced {
+            match replaced {
+                Replaced::File(candidate) => rest.push(candidate),
+                Replaced::Link(difference) => first.push(difference),
+            }
+        }
+        Ok(Finished { first, read: rest, last })
     }
 }
 

@@ -409,6 +409,7 @@ async fn resting(device: &Inner, row: FolderRow) -> Result<FolderStatus, ClientE
         state: if settings.paused { FolderState::Paused } else { FolderState::Stopped },
         problem: Some("nobody serves this home; `syncshell run` or `syncshell up` does".to_owned()),
         watching: Watching::Rescans,
+        unwatched: None,
         files: totals.files,
         bytes: totals.bytes,
         pending_files: totals.pending_files,

@@ -74,6 +74,9 @@ pub struct FolderStatus {
     pub problem: Option<String>,
     /// How changes are noticed.
     pub watching: Watching,
+    /// Why the system does not tell of changes, or not of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unwatched: Option<String>,
     /// Files, directories and links that exist.
     pub files: u64,
     /// Bytes of the files.

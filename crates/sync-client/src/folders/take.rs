@@ -23,10 +23,13 @@ pub(crate) async fn run(folder: Arc<Folder>) {
     loop {
         newest.borrow_and_update();
         let failed = match take_in(&folder).await {
-            Ok(()) => false,
+            Ok(()) => {
+                folder.set_trouble("take", None);
+                false
+            }
             Err(StoreError::Closed) => return,
             Err(error) => {
-                folder.set_path_problem("", Some(error.to_string()));
+                folder.set_trouble("take", Some(error.to_string()));
                 true
             }
         };

@@ -10,7 +10,7 @@ use sync_folder::cut::{Cut, CutError};
 use sync_folder::ignored::{IGNORE_FILE, Ignored};
 use sync_folder::root::Root;
 use sync_folder::walk::{self, Found, Kind, Stat};
-use sync_folder::watch::{Changed, Watcher};
+use sync_folder::watch::{Changed, Reason, WatchError, Watcher};
 use sync_store::{Appended, FileRow, Reader, StoreError, Txn};
 use sync_types::bounds::{MAX_RECORDS, RECORDS_BYTES_TARGET};
 use sync_types::folder::{Node, TreePath};
@@ -18,16 +18,17 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::engine::{Folder, Request};
-use super::index::{self, After, Candidate, Comparison, Difference, Next, Telling};
+use super::index::{self, After, Candidate, Comparison, Difference, Finished, Next, Telling};
 use super::rows;
-use super::status::Watching;
 use super::texts;
 
 /// Time between walks of the whole tree where the system tells of changes.
 const RESCAN: Duration = Duration::from_secs(3600);
 /// The same where it does not.
 const RESCAN_UNWATCHED: Duration = Duration::from_secs(60);
-/// Time until a folder that is not there is looked for again.
+/// What is said where watching ends.
+const WATCHING_FAILED: &str = "watching failed; pause and resume the folder to try again";
+/// Time until a folder that is not there is looked for again, and until what could not be told is.
 const RETRY: Duration = Duration::from_secs(5);
 /// Wait before a file that changed while it was read is read again.
 const CHANGED: Duration = Duration::from_millis(200);
@@ -86,26 +87,31 @@ async fn open(folder: &Arc<Folder>) -> Result<Arc<Root>, String> {
 async fn serve(folder: &Arc<Folder>, root: &Arc<Root>, asked: &mut mpsc::Receiver<Request>) {
     let (_watcher, mut events) = match Watcher::start(root) {
         Ok((watcher, events)) => {
-            folder.set_watching(Watching::Events);
+            folder.set_watching(None);
             (Some(watcher), Some(events))
         }
         Err(error) => {
             tracing::warn!(folder = %folder.name, %error, "folder cannot be watched");
-            folder.set_watching(Watching::Rescans);
-            folder.set_path_problem("", Some(format!("changes are found by walking the folder: {error}")));
+            folder.set_watching(Some(error.to_string()));
             (None, None)
         }
     };
+    let mut rescan = if events.is_some() { RESCAN } else { RESCAN_UNWATCHED };
     let mut look = Look::Everything;
     let mut done = None;
     loop {
+        let mut failed = false;
         folder.set_scanning(matches!(look, Look::Everything));
         let again = match scan(folder, root, look).await {
-            Ok(again) => again,
+            Ok(again) => {
+                folder.set_trouble("tell", None);
+                again
+            }
             Err(Stop::Root(problem)) => return folder.set_problem(Some(problem)),
             Err(Stop::Store(StoreError::Closed)) => return,
             Err(Stop::Store(error)) => {
-                folder.set_path_problem("", Some(error.to_string()));
+                folder.set_trouble("tell", Some(error.to_string()));
+                failed = true;
                 BTreeSet::new()
             }
         };
@@ -113,22 +119,33 @@ async fn serve(folder: &Arc<Folder>, root: &Arc<Root>, asked: &mut mpsc::Receive
         folder.wake();
         // whoever asked for it has waited long enough
         drop::<Option<tokio::sync::oneshot::Sender<()>>>(done.take());
-        let rescan = if events.is_some() { RESCAN } else { RESCAN_UNWATCHED };
         look = tokio::select! {
             () = folder.cancel.cancelled() => return,
-            changed = next(&mut events) => match changed {
+            // what was not told is in no one's memory
+            () = tokio::time::sleep(RETRY), if failed => Look::Everything,
+            changed = next(&mut events), if !failed => match changed {
                 Some(Changed::Paths(mut paths)) => {
                     paths.extend(again);
                     Look::Paths(paths)
                 }
                 Some(Changed::Everything(reason)) => {
                     tracing::info!(folder = %folder.name, ?reason, "whole folder is walked");
+                    let lasting = match reason {
+                        Reason::Limit => Some(WatchError::Limit.to_string()),
+                        Reason::Failed => Some(WATCHING_FAILED.to_owned()),
+                        _ => None,
+                    };
+                    if lasting.is_some() {
+                        folder.set_watching(lasting);
+                        rescan = RESCAN_UNWATCHED;
+                    }
                     Look::Everything
                 }
                 Some(_) => Look::Everything,
                 None => {
                     events = None;
-                    folder.set_watching(Watching::Rescans);
+                    folder.set_watching(Some(WATCHING_FAILED.to_owned()));
+                    rescan = RESCAN_UNWATCHED;
                     Look::Everything
                 }
             },
@@ -137,6 +154,7 @@ async fn serve(folder: &Arc<Folder>, root: &Arc<Root>, asked: &mut mpsc::Receive
                     done = Some(answer);
                     Look::Everything
                 }
+                Some(Request::Look(_)) if failed => Look::Everything,
                 Some(Request::Look(paths)) => Look::Paths(paths.into_iter().chain(again).collect()),
                 None => return,
             },
@@ -388,12 +406,10 @@ impl<'s> Scan<'s> {
             Err(_) => None,
         });
         self.again.lock().unwrap_or_else(PoisonError::into_inner).extend(came);
-        let (differences, rest) = self.folder.store().read_here(|reader| comparison.finish(reader))?;
-        let (moved, gone): (Vec<_>, Vec<_>) =
-            differences.into_iter().partition(|difference| !matches!(difference.after, After::Gone));
-        moved.into_iter().for_each(|difference| self.tell(difference));
-        rest.into_iter().for_each(|candidate| self.read(candidate));
-        gone.into_iter().for_each(|difference| self.tell(difference));
+        let Finished { first, read, last } = self.folder.store().read_here(|reader| comparison.finish(reader))?;
+        first.into_iter().for_each(|difference| self.tell(difference));
+        read.into_iter().for_each(|candidate| self.read(candidate));
+        last.into_iter().for_each(|difference| self.tell(difference));
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 mod audit;
 mod bench;
 mod ci;
+mod faults;
 mod mutants;
 mod shell;
 mod sim;
@@ -36,6 +37,8 @@ enum Task {
     Bench(bench::Args),
     /// Edit one folder on all sides, kill what serves it, and check that nothing is lost
     Soak(soak::Args),
+    /// Kill the command after every step of an apply, and check that nothing is lost
+    Faults(faults::Args),
     /// Compile the pure crates for the browser
     Wasm,
 }
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::Sim(args) => sim::run(&root, &args),
         Task::Bench(args) => bench::run(&root, &args),
         Task::Soak(args) => soak::run(&root, &args),
+        Task::Faults(args) => faults::run(&root, &args),
         Task::Wasm => wasm::run(&root),
     };
     match done {

@@ -22,7 +22,7 @@ pub(crate) struct Args {
 /// Soaks the command in a release build.
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
     shell::run(&mut cargo(root, ["build", "--release", "--package", "sync-cli"]))?;
-    shell::run(cargo(root, ["run", "--release", "--package", "sync-soak", "--"]).args(&args.rest))
+    shell::run(cargo(root, ["run", "--release", "--package", "sync-soak", "--bin", "sync-soak", "--"]).args(&args.rest))
 }
 
 /// Soaks the command that lies beside this program, as the workspace's own build left it.

@@ -1,6 +1,9 @@
 //! The command as people and scripts meet it: real processes, real homes, nothing but the loopback network.
 #![cfg(unix)]
 
+#[path = "cli/faults.rs"]
+mod faults;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -24,6 +27,9 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_syncshell");
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const MIB: usize = 1 << 20;
+
+/// What keeps a home in sync until a test lets go of it.
+const SERVE: [&str; 3] = ["run", "--json", "--until-eof"];
 
 const VERBS: [&str; 22] = [
     "init", "share", "join", "invite", "run", "status", "folders", "devices", "pause", "resume", "rescan", "leave",
@@ -1626,14 +1632,23 @@ impl Home {
 
     /// Starts to serve it, and returns once that is so.
     fn serve(&self) -> Reaped {
-        let Spawned { child, lines, .. } = self.spawn_serving();
+        self.serve_as(self.command(&SERVE))
+    }
+
+    fn serve_as(&self, command: Command) -> Reaped {
+        let Spawned { child, lines, .. } = self.spawn_serving_as(command);
         // read on, or it would wait for a reader
         thread::spawn(move || lines.iter().for_each(drop));
         child
     }
 
     fn spawn_serving(&self) -> Spawned {
-        let mut serving = self.spawn(&["run", "--json", "--until-eof"]);
+        self.spawn_serving_as(self.command(&SERVE))
+    }
+
+    /// The same by a command that stands for `run`.
+    fn spawn_serving_as(&self, command: Command) -> Spawned {
+        let mut serving = self.spawn_as(command, &SERVE);
         assert_eq!(serving.line()["event"], "serving");
         serving
     }
@@ -1645,7 +1660,11 @@ impl Home {
     }
 
     fn spawn(&self, arguments: &[&str]) -> Spawned {
-        let mut command = self.command(arguments);
+        self.spawn_as(self.command(arguments), arguments)
+    }
+
+    /// Starts a command that stands for one with these arguments.
+    fn spawn_as(&self, mut command: Command, arguments: &[&str]) -> Spawned {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("started");
         let output = BufReader::new(child.stdout.take().expect("piped"));
         // far more lines than any test leaves unread for long

@@ -57,7 +57,16 @@ impl Program {
 
     /// The command on a home, on the loopback network only, whatever the environment says.
     fn on(&self, home: &Path) -> Command {
-        let mut command = Command::new(&self.path);
+        self.dressed(Command::new(&self.path), home)
+    }
+
+    /// The command on a home, started by another program.
+    fn under(&self, mut tracer: Command, home: &Path) -> Command {
+        tracer.arg(&self.path);
+        self.dressed(tracer, home)
+    }
+
+    fn dressed(&self, mut command: Command, home: &Path) -> Command {
         for name in ["SYNCSHELL_HOME", "SYNCSHELL_SAME_MACHINE", "SYNCSHELL_LOG"] {
             command.env_remove(name);
         }
@@ -138,6 +147,15 @@ impl Home {
 
     /// Serves it, and waits until that is so.
     pub fn start(&mut self) -> Result<()> {
+        self.serve(self.program.on(&self.dir))
+    }
+
+    /// Serves it as the child of another program, which ends with it; waits until that is so.
+    pub fn start_under(&mut self, tracer: Command) -> Result<()> {
+        self.serve(self.program.under(tracer, &self.dir))
+    }
+
+    fn serve(&mut self, mut command: Command) -> Result<()> {
         ensure!(self.running.is_none(), "the home is served already");
         let [out, err] = self.log();
         let append = |path: &Path| {
@@ -146,9 +164,7 @@ impl Home {
         };
         let (out_file, err_file) = (append(&out)?, append(&err)?);
         let before = out_file.metadata()?.len();
-        let mut child = self
-            .program
-            .on(&self.dir)
+        let mut child = command
             .args(["run", "--until-eof"])
             .stdin(Stdio::piped())
             .stdout(out_file)

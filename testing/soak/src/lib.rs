@@ -3,5 +3,7 @@
 //! `sync-soak` and `sync-bench folders` both stand on this; neither uses the client's code, only the command.
 
 pub mod command;
+#[cfg(target_os = "linux")]
+pub mod faults;
 pub mod random;
 pub mod tree;

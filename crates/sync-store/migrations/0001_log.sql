@@ -72,7 +72,7 @@ CREATE TABLE entries (
   feed INTEGER REFERENCES feeds,
   number INTEGER,
   class INTEGER,
-  own INTEGER,                       -- 1: its author is or was ours, 2: and it was written here
+  own INTEGER,                       -- 1: its author is or was ours, 2: and it was written here, 3: and a snapshot says it
   source INTEGER REFERENCES peers,   -- who sent it
   blob_id BLOB,
   hash BLOB,

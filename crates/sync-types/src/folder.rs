@@ -363,6 +363,14 @@ impl RecordBatch {
         writer.finish()
     }
 
+    /// How many records the body of an entry holds, without reading them.
+    pub fn count(bytes: &[u8]) -> Result<usize, FormatError> {
+        let mut reader = Reader::new(bytes);
+        reader.array("batch", 2, MAX_FIELDS)?;
+        reader.bins("authors", MAX_BATCH_AUTHORS, AuthorId::LEN)?;
+        reader.array("records", 0, MAX_RECORDS)
+    }
+
     /// Reads the body of its entry.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut reader = Reader::new(bytes);
@@ -691,6 +699,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         assert_eq!(RecordBatch::decode(&batch().encode()).expect("a batch"), batch());
+        assert_eq!(RecordBatch::count(&batch().encode()), Ok(batch().records.len()));
         let announcement = Announcement { name: "Fotos".to_owned() };
         assert_eq!(Announcement::decode(&announcement.encode()).expect("an announcement"), announcement);
         for frame in [

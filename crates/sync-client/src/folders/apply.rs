@@ -62,7 +62,8 @@ pub(crate) async fn run(folder: Arc<Folder>) {
         pending.borrow_and_update();
         progress.borrow_and_update();
         let mut left = false;
-        if folder.direction != Direction::SendOnly && !folder.is_stopped() && folder.root().is_some() {
+        let ready = !folder.is_stopped() && folder.root().is_some() && !folder.snapshots.awaits();
+        if folder.direction != Direction::SendOnly && ready {
             folder.set_applying(true);
             match applying.round(&folder).await {
                 Ok(round) => {

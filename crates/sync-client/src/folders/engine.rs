@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use super::carry::Job;
 use super::error::FolderError;
 use super::index::Place;
+use super::snapshots::{self, Snapshots};
 use super::status::{Direction, FolderState, FolderStatus, PathProblem, Watching};
 use super::{apply, take, tell, texts as texts_kept};
 use crate::error::ClientError;
@@ -93,6 +94,7 @@ pub(crate) struct Folder {
     pub(crate) guard: Mutex<Guard>,
     /// What is held back until somebody says that it is meant.
     held: Mutex<Option<(Counts, String)>>,
+    pub(crate) snapshots: Snapshots,
     /// Moves when rows may have become pending.
     pub(crate) pending: watch::Sender<u64>,
 }
@@ -141,6 +143,7 @@ impl Folder {
         group: Arc<Group>,
         row: &FolderRow,
         chunker: &sync_types::Chunker,
+        snapshot_after: u64,
         cancel: CancellationToken,
         spawn: impl Fn(std::pin::Pin<Box<dyn Future<Output = ()> + Send>>),
     ) -> Result<Option<Arc<Self>>, FolderError> {
@@ -185,6 +188,7 @@ impl Folder {
             applier: Mutex::default(),
             guard: Mutex::new(Guard::new(guard::Settings::default())),
             held: Mutex::default(),
+            snapshots: Snapshots::new(snapshot_after),
             pending: watch::channel(0).0,
         });
         if !settings.paused {
@@ -192,6 +196,7 @@ impl Folder {
             spawn(Box::pin(folder.tasks.track_future(take::run(folder.clone()))));
             spawn(Box::pin(folder.tasks.track_future(apply::run(folder.clone()))));
             spawn(Box::pin(folder.tasks.track_future(apply::run_large(folder.clone(), large))));
+            spawn(Box::pin(folder.tasks.track_future(snapshots::run(folder.clone()))));
             spawn(Box::pin(folder.tasks.track_future(texts_kept::run(folder.clone(), synced))));
         }
         folder.tasks.close();
@@ -492,7 +497,11 @@ impl Folder {
             FolderState::Stopped
         } else if known.scanning {
             FolderState::Scanning
-        } else if known.applying || behind || (totals.pending_files > 0 && self.direction != Direction::SendOnly) {
+        } else if known.applying
+            || behind
+            || self.snapshots.awaits()
+            || (totals.pending_files > 0 && self.direction != Direction::SendOnly)
+        {
             FolderState::Syncing
         } else {
             FolderState::UpToDate
@@ -517,7 +526,11 @@ impl Folder {
             fetched_bytes: figure(&self.counters.fetched),
             served_bytes: figure(&self.counters.served),
             reused_bytes: figure(&self.counters.reused),
-            problems: problems.into_iter().map(|(path, problem)| PathProblem { path, problem }).collect(),
+            problems: problems
+                .into_iter()
+                .map(|(path, problem)| PathProblem { path, problem })
+                .chain(self.snapshots.problem().map(|problem| PathProblem { path: String::new(), problem }))
+                .collect(),
             conflicts: known.conflicts.iter().cloned().collect(),
         })
     }

@@ -51,33 +51,58 @@ pub struct Batch {
 /// Takes records in, and notes how far the log was taken in; whether something is to be done now.
 pub fn take(txn: &mut Txn<'_>, place: &Place, batches: Vec<Batch>, reached: Cursor) -> Result<bool, StoreError> {
     let mut news = false;
-    // directories that are known to be some, so that their other entries need no look at them
     let mut directories = HashSet::new();
-    for Batch { author, number, records } in batches {
-        for (index, record) in (0..=u16::MAX).zip(records) {
-            let key = record.path.key();
-            let row = txn.reader().file(place.fid, &key)?;
-            let mut versions = rows::versions(row.as_ref())?;
-            if !versions.insert(Version::new(&record, Dot::new(author, number, index))) {
-                continue;
-            }
-            let disk = row.as_ref().and_then(|row| row.disk.as_ref());
-            let pending = differs(&txn.reader(), place, &key, &versions, disk)?;
-            let (live, size) = extent(&versions);
-            txn.put_versions(place.fid, &key, &versions.encode(), live, size, pending)?;
-            news |= pending;
-            if !live {
-                news |= emptied_above(txn, place, &key)?;
-            } else {
-                let mut above = record.path.parent();
-                while let Some(directory) = above.filter(|directory| directories.insert(directory.clone())) {
-                    news |= look_above(txn, place, &directory)?;
-                    above = directory.parent();
-                }
-            }
-        }
+    for batch in batches {
+        news |= take_batch(txn, place, batch, &mut directories)?;
     }
     txn.set_folder_cursor(place.fid, reached)?;
+    Ok(news)
+}
+
+/// Takes the records of an entry in; `directories` are those known to be some, so that their other entries need no look at
+/// them.
+pub(super) fn take_batch(
+    txn: &mut Txn<'_>,
+    place: &Place,
+    batch: Batch,
+    directories: &mut HashSet<TreePath>,
+) -> Result<bool, StoreError> {
+    let Batch { author, number, records } = batch;
+    let mut news = false;
+    for (index, record) in (0..=u16::MAX).zip(records) {
+        let row = txn.reader().file(place.fid, &record.path.key())?;
+        let mut versions = rows::versions(row.as_ref())?;
+        if versions.insert(Version::new(&record, Dot::new(author, number, index))) {
+            news |= put_versions(txn, place, &record.path, row.as_ref(), &versions, directories)?;
+        }
+    }
+    Ok(news)
+}
+
+/// Puts what the group says of a path into the index, and has the directories above looked at; whether something is to be
+/// done now.
+pub(super) fn put_versions(
+    txn: &mut Txn<'_>,
+    place: &Place,
+    path: &TreePath,
+    row: Option<&FileRow>,
+    versions: &Versions,
+    directories: &mut HashSet<TreePath>,
+) -> Result<bool, StoreError> {
+    let key = path.key();
+    let disk = row.and_then(|row| row.disk.as_ref());
+    let pending = differs(&txn.reader(), place, &key, versions, disk)?;
+    let (live, size) = extent(versions);
+    txn.put_versions(place.fid, &key, &versions.encode(), live, size, pending)?;
+    let mut news = pending;
+    if !live {
+        return Ok(emptied_above(txn, place, &key)? || news);
+    }
+    let mut above = path.parent();
+    while let Some(directory) = above.filter(|directory| directories.insert(directory.clone())) {
+        news |= look_above(txn, place, &directory)?;
+        above = directory.parent();
+    }
     Ok(news)
 }
 

@@ -9,6 +9,7 @@ mod error;
 pub mod index;
 pub mod rows;
 mod serve;
+mod snapshots;
 mod status;
 mod take;
 mod tell;
@@ -18,10 +19,12 @@ mod versions;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use error::FolderError;
+pub use snapshots::FolderLog;
 pub use status::{
     DeviceStatus, Direction, FolderState, FolderStatus, KeptVersion, Offered, PathProblem, RestoreTo, Watching,
 };
@@ -58,6 +61,8 @@ pub(crate) struct Folders {
     running: Mutex<HashMap<FolderId, Arc<Folder>>>,
     /// One is shared, placed or left at a time: two could overlap.
     changing: tokio::sync::Mutex<()>,
+    /// Entries after which a snapshot is written; 0 for the usual number.
+    snapshot_after: AtomicU64,
 }
 
 impl Folders {
@@ -91,7 +96,9 @@ async fn start(device: &Arc<Inner>, group: &Arc<Group>, row: &FolderRow) -> Resu
     let charter = group.store().read(move |reader| Ok(reader.group(&id)?.charter)).await?;
     let chunker = Charter::decode(&charter).map_err(crate::keys::KeysError::from)?.chunker;
     let spawn = |task| device.spawn(task);
-    if let Some(folder) = Folder::start(group.clone(), row, &chunker, device.closed().child_token(), spawn)? {
+    let snapshot_after = device.folders.snapshot_after.load(Ordering::Relaxed);
+    let closed = device.closed().child_token();
+    if let Some(folder) = Folder::start(group.clone(), row, &chunker, snapshot_after, closed, spawn)? {
         let [serving, fetching] = device.paces.clone();
         group.set_chunk_pace(serving, fetching);
         group.set_chunk_source(Arc::new(serve::Source::new(device, group)));
@@ -355,6 +362,19 @@ impl Device {
     pub async fn undo_folder(&self, folder: FolderId) -> Result<u64, ClientError> {
         let running = self.inner.folders.get(&folder).ok_or_else(|| FolderError::Unknown(folder.to_string()))?;
         Ok(undo::run(&running).await?)
+    }
+
+    /// What of a folder's group is in the log, and what a snapshot stands for; looks through the whole log.
+    pub async fn folder_log(&self, folder: FolderId) -> Result<FolderLog, ClientError> {
+        let running = self.inner.folders.get(&folder).ok_or_else(|| FolderError::Unknown(folder.to_string()))?;
+        Ok(snapshots::log(&running).await?)
+    }
+
+    /// Has folders that are placed or resumed from now on write a snapshot after this many entries: for tests, which have
+    /// no year.
+    #[doc(hidden)]
+    pub fn set_snapshot_after(&self, entries: u64) {
+        self.inner.folders.snapshot_after.store(entries, Ordering::Relaxed);
     }
 
     /// Bytes per second that fetching and serving chunks may use together, each way; none for no limit.

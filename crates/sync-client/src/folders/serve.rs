@@ -11,6 +11,7 @@ use sync_types::folder::{FileContent, KeptFile, TreePath};
 use sync_types::{FolderId, GroupId};
 
 use super::rows::{self, LIST_OFFSET};
+use super::snapshots::unpack;
 use crate::chunks::ChunkSource;
 use crate::device::Inner;
 use crate::group::Group;
@@ -67,7 +68,7 @@ impl Source {
 
 /// Where a chunk is to be had.
 enum Located {
-    /// It is a piece of a list, which is not in the file, but follows from what is.
+    /// It is a piece of a list, which is not in the file, but follows from what is; or of a snapshot, which is in none.
     Piece(Vec<u8>),
     /// In one of these, if any.
     Places(Vec<ChunkPlace>),
@@ -109,6 +110,11 @@ fn locate(reader: &Reader<'_>, group: &GroupId, hash: &[u8; 32]) -> Result<Locat
         }
     }
     kept.retain(|(.., offset, _)| *offset < LIST_OFFSET);
+    if kept.is_empty()
+        && let Some(piece) = reader.group_snapshot_chunk(group, hash)?.and_then(|packed| unpack(packed, hash))
+    {
+        return Ok(Located::Piece(piece));
+    }
     Ok(Located::Kept(kept))
 }
 

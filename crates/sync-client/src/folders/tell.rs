@@ -50,6 +50,7 @@ pub(crate) async fn run(folder: Arc<Folder>, mut asked: mpsc::Receiver<Request>)
     if super::take::take_in(&folder).await.is_err() {
         tracing::debug!("log could not be read before the first scan");
     }
+    super::snapshots::before_scan(&folder).await;
     while !folder.cancel.is_cancelled() {
         match open(&folder).await {
             Ok(root) => {

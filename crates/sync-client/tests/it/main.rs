@@ -9,3 +9,4 @@ mod pairing_attacks;
 mod pairs;
 mod reconnect;
 mod site;
+mod snapshots;

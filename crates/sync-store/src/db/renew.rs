@@ -8,7 +8,7 @@ use super::append::Appended;
 use super::cache::{Feed, HeldFeeds, Inserter, NewRow, Origin, held_at, write_head, write_ranges};
 use super::convert::{row_id, signed, unsigned};
 use super::manage::REPLICA;
-use super::{Change, Txn};
+use super::{Change, Txn, snapshots};
 use crate::append::{NewEntry, SealEntries, SealError};
 use crate::error::StoreError;
 
@@ -102,7 +102,7 @@ impl Change<'_> {
             .query_row([group.gid], |row| row.get(0))?;
         let mut statement = conn.prepare_cached(
             "SELECT id, number FROM entries \
-             WHERE feed = ?1 AND own = 2 AND digest IS NOT NULL AND id > ?2 ORDER BY id",
+             WHERE feed = ?1 AND own >= 2 AND digest IS NOT NULL AND id > ?2 ORDER BY id",
         )?;
         let unacked = statement
             .query_map((feed.row, row_id(group.gid, Cursor(unsigned(acked)))), |row| Ok((row.get(0)?, row.get(1)?)))?
@@ -113,19 +113,25 @@ impl Change<'_> {
              hash = NULL, previous = NULL, digest = NULL, epoch_number = NULL, epoch_hash = NULL, bytes = NULL \
              WHERE id = ?1",
         )?;
-        let mut taken = Vec::new();
+        let (mut taken, mut lowest) = (Vec::new(), None);
         for (id, number) in unacked {
             let bytes: Vec<u8> = bytes_of.query_row([id], |row| row.get(0))?;
-            let Some(entry) = reopen(&bytes)? else { continue };
+            // a snapshot of what is taken out says nothing any more
+            let again = if snapshots::take_out(conn, feed.row, number)? { None } else { Some(reopen(&bytes)?) };
+            if again.as_ref().is_some_and(Option::is_none) {
+                continue;
+            }
             clear.execute([id])?;
             let number = Number(unsigned(number));
             if held_at(conn, feed.row, number)?.is_empty() {
                 feed.state.held.remove(number);
             }
-            taken.push((super::convert::cursor_of(id), entry));
+            lowest = Some(lowest.map_or(number, |lowest: Number| lowest.min(number)));
+            taken.extend(again.flatten().map(|entry| (super::convert::cursor_of(id), entry)));
         }
-        if !taken.is_empty() {
+        if let Some(lowest) = lowest {
             rewrite(conn, feed)?;
+            snapshots::uncover(conn, feed.row, lowest)?;
         }
         Ok(taken)
     }

@@ -4,6 +4,7 @@
 //! of each range of dropped numbers, and the envelope at the end of what is covered of a feed, which is never dropped.
 
 use rusqlite::{Connection, OptionalExtension, params};
+use sync_core::RangeSet;
 use sync_types::{AuthorId, Class, Cursor, EnvelopeHash, GroupId, Number, Range};
 
 use super::cache::{self, Feed, held_at, write_head, write_ranges};
@@ -100,6 +101,8 @@ pub struct Dropped {
     pub entries: usize,
     /// Bytes of their envelopes.
     pub bytes: u64,
+    /// Own entries that stay until they are acknowledged, and are sent to nobody from now on.
+    pub held_back: usize,
 }
 
 impl Txn<'_> {
@@ -119,7 +122,7 @@ impl Txn<'_> {
             return Ok(false);
         }
         conn.prepare_cached(
-            "UPDATE folders SET since_entries = since_entries + 1, since_records = since_records + ?2 WHERE fid = ?1",
+            "UPDATE folders SET since_entries = min(since_entries, 0x3fffffffffffffff) + 1, since_records = since_records + ?2 WHERE fid = ?1",
         )?
         .execute((fid.0, signed(records as u64)))?;
         Ok(true)
@@ -281,21 +284,21 @@ impl Txn<'_> {
         Ok(self.live()?.prepare_cached(sql)?.execute(values)?)
     }
 
-    /// Counts a range as taken in, and as held without its envelopes where they are not here; `head` is the hash at its end.
-    pub fn adopt_range(
+    /// Counts ranges as taken in, and as held without their envelopes where these are not here; with each the hash at its
+    /// end.
+    pub fn adopt_ranges(
         &mut self,
         fid: FolderRowId,
         group: &GroupId,
         author: &AuthorId,
-        range: Range,
-        head: EnvelopeHash,
+        ranges: &[(Range, EnvelopeHash)],
     ) -> Result<(), StoreError> {
-        self.change(group)?.adopt_range(fid, *author, range, head)
+        self.change(group)?.adopt_ranges(fid, *author, ranges)
     }
 
     /// Drops entries that snapshots of a folder cover which were compared, at most `limit`; none once all are gone.
     ///
-    /// Those of each feed stay: the last one that is covered, what is not sealed, what nobody else has acknowledged, and
+    /// Of each feed these stay: the last one that is covered, what is not sealed, what nobody else has acknowledged, and
     /// everything from a fork on.
     pub fn drop_covered(&mut self, fid: FolderRowId, group: &GroupId, limit: usize) -> Result<Dropped, StoreError> {
         let acked = self.reader().acked(group)?;
@@ -323,38 +326,46 @@ impl Txn<'_> {
 }
 
 impl Change<'_> {
-    fn adopt_range(
+    fn adopt_ranges(
         self,
         fid: FolderRowId,
         author: AuthorId,
-        range: Range,
-        head: EnvelopeHash,
+        ranges: &[(Range, EnvelopeHash)],
     ) -> Result<(), StoreError> {
         let Change { conn, group, .. } = self;
-        if range.last > MAX_NUMBER {
-            return Err(StoreError::Exhausted("number"));
-        }
         let feed = group.feed(conn, author, false)?;
-        let lacking = feed.state.held.lacking(range);
-        for gap in &lacking {
-            let behind = match gap.last.next() {
-                Some(next) if gap.last != range.last => held_at(conn, feed.row, next)?,
-                _ => Vec::new(),
-            };
-            // what follows names the hash; what was dropped there itself takes the gap in
-            let head = behind.iter().find_map(|behind| behind.previous).unwrap_or(head);
-            add_dropped(conn, feed.row, *gap, head, range)?;
+        let mut adopted = Vec::new();
+        let mut head_at = None;
+        for (range, head) in ranges {
+            if range.last > MAX_NUMBER {
+                return Err(StoreError::Exhausted("number"));
+            }
+            let lacking = feed.state.held.lacking(*range);
+            for gap in &lacking {
+                let behind = match gap.last.next() {
+                    Some(next) if gap.last != range.last => held_at(conn, feed.row, next)?,
+                    _ => Vec::new(),
+                };
+                // what follows names the hash; what was dropped there itself takes the gap in
+                let head = behind.iter().find_map(|behind| behind.previous).unwrap_or(*head);
+                add_dropped(conn, feed.row, *gap, head, *range)?;
+            }
+            if !lacking.is_empty() {
+                adopted.push(*range);
+                head_at = Some((range.last, *head));
+            }
+            add_run(conn, fid, feed.row, *range)?;
         }
-        if !lacking.is_empty() {
+        if let Some((last, head)) = head_at {
             let highest = feed.state.held.highest();
-            feed.state.held.insert_range(range);
-            if highest.is_none_or(|highest| highest < range.last) {
+            let held = feed.state.held.ranges().iter().copied().chain(adopted).collect::<Vec<_>>();
+            feed.state.held = RangeSet::from_ranges(held);
+            if highest.is_none_or(|highest| highest < last) {
                 feed.state.head = head;
             }
             write_ranges(conn, feed)?;
             write_head(conn, feed)?;
         }
-        add_run(conn, fid, feed.row, range)?;
         Ok(())
     }
 
@@ -370,9 +381,11 @@ impl Change<'_> {
         let mut highest = 0;
         for (row, last) in covered {
             let Some(feed) = group.feeds.values().find(|feed| feed.row == row) else { continue };
+            let left = limit - dropped.entries;
             // the last one proves that the feed went that far
             let below = feed.state.fork.map_or(last, |fork| fork.0.min(last));
-            let gone = covered_entries(conn, fid, feed, below, acked, limit - dropped.entries)?;
+            dropped.held_back += hold_back(conn, fid, feed, below, acked, left)?;
+            let gone = covered_entries(conn, fid, feed, below, acked, left)?;
             for entry in &gone {
                 dropped.entries += 1;
                 dropped.bytes += entry.bytes;
@@ -396,6 +409,58 @@ impl Change<'_> {
         }
         Ok(dropped)
     }
+}
+
+/// Serves what was written here and is covered to nobody any more: it stays until somebody acknowledges it or the snapshot,
+/// so that it can be issued again if this database turns out to be an old one.
+fn hold_back(
+    conn: &Connection,
+    fid: FolderRowId,
+    feed: &Feed,
+    below: u64,
+    acked: i64,
+    limit: usize,
+) -> Result<usize, StoreError> {
+    if !feed.own {
+        return Ok(0);
+    }
+    let held_back = conn
+        .prepare_cached(
+            "UPDATE entries SET own = 3 WHERE id IN (\
+               SELECT e.id FROM folder_runs r JOIN entries e ON e.feed = r.feed AND e.number BETWEEN r.first AND r.last \
+               WHERE r.fid = ?1 AND r.feed = ?2 AND r.first < ?3 AND e.number < ?3 AND e.class = ?4 AND e.own = 2 \
+                 AND e.id > ?5 LIMIT ?6)",
+        )?
+        .execute(params![fid.0, feed.row, signed(below), Class::Sealed.code(), acked, signed(limit as u64)])?;
+    Ok(held_back)
+}
+
+/// Forgets the snapshot whose entry is taken out of a feed; false if it is none's.
+pub(super) fn take_out(conn: &Connection, feed: i64, number: i64) -> Result<bool, StoreError> {
+    let sql = "DELETE FROM snapshots WHERE feed = ?1 AND number = ?2";
+    Ok(conn.prepare_cached(sql)?.execute((feed, number))? > 0)
+}
+
+/// Of a feed nothing counts as covered or taken in from a number on: what was there is issued again, and what others have
+/// there is to come. Whoever lost a snapshot by it writes another.
+pub(super) fn uncover(conn: &Connection, feed: i64, from: Number) -> Result<(), StoreError> {
+    let from = signed(from.0);
+    let count = conn
+        .prepare_cached(
+            "UPDATE folder_covered SET last = min(last, ?2 - 1), compared = min(compared, ?2 - 1) \
+             WHERE feed = ?1 AND last >= ?2",
+        )?
+        .execute((feed, from))?;
+    if count > 0 {
+        conn.prepare_cached(
+            "UPDATE folders SET since_entries = ?2 WHERE fid IN (SELECT fid FROM folder_covered WHERE feed = ?1)",
+        )?
+        .execute((feed, i64::MAX / 2))?;
+    }
+    conn.prepare_cached("DELETE FROM folder_runs WHERE feed = ?1 AND first >= ?2")?.execute((feed, from))?;
+    conn.prepare_cached("UPDATE folder_runs SET last = ?2 - 1 WHERE feed = ?1 AND last >= ?2")?
+        .execute((feed, from))?;
+    Ok(())
 }
 
 /// Leaves of a row its cursor and check.
@@ -561,6 +626,22 @@ impl Reader<'_> {
             Ok(Range { first: Number(unsigned(row.get(0)?)), last: Number(unsigned(row.get(1)?)) })
         })?;
         Ok(runs.collect::<Result<_, _>>()?)
+    }
+
+    /// The last of an author's entries up to a number that were taken into a folder.
+    pub fn last_taken(
+        &self,
+        fid: FolderRowId,
+        group: &GroupId,
+        author: &AuthorId,
+        until: Number,
+    ) -> Result<Option<Number>, StoreError> {
+        let Some(feed) = self.feed_id(group, author)? else { return Ok(None) };
+        let mut statement = self.conn.prepare_cached(
+            "SELECT last FROM folder_runs WHERE fid = ?1 AND feed = ?2 AND first <= ?3 ORDER BY first DESC LIMIT 1",
+        )?;
+        let last: Option<i64> = statement.query_row((fid.0, feed, signed(until.0)), |row| row.get(0)).optional()?;
+        Ok(last.map(|last| Number(unsigned(last)).min(until)))
     }
 
     /// The highest number up to which all of a feed is here, readable, and without a second branch.

@@ -59,7 +59,7 @@ impl Home {
 
     fn adopt(&mut self, author: AuthorId, adopted: Range, head: EnvelopeHash) {
         let (group, fid) = (self.group, self.fid);
-        self.db.write(|txn| txn.adopt_range(fid, &group, &author, adopted, head)).unwrap();
+        self.db.write(|txn| txn.adopt_ranges(fid, &group, &author, &[(adopted, head)])).unwrap();
     }
 
     fn have(&self) -> Vec<FeedHave> {
@@ -133,6 +133,13 @@ fn what_nobody_has_acknowledged_is_not_dropped() {
     home.cover(alice, 10);
     assert_eq!(home.drop_covered(100).entries, 0);
     let pending = home.db.read(|reader| reader.unacked(&group)).unwrap();
+    assert_eq!(pending, 10);
+    // but it is not sent either: whoever lacks it takes the snapshot
+    let everything = sync_core::Selection::everything(Scope::All);
+    let sent = home.db.read(|reader| reader.read_after(&group, Cursor(0), ALL, &everything, None)).unwrap();
+    assert_eq!((sent.entries.len(), sent.max_cursor), (1, Cursor(10)));
+    let want = sync_types::Want { author: alice, range: range(1, 9) };
+    assert!(home.db.read(|reader| reader.entries_at(&group, &[want], ALL)).unwrap().is_empty());
     let acknowledge = |txn: &mut crate::Txn<'_>| {
         let peer = txn.peer(&group, &ReplicaId([5; 16]))?;
         txn.record_ack(&group, peer, Cursor(6))
@@ -140,6 +147,49 @@ fn what_nobody_has_acknowledged_is_not_dropped() {
     home.db.write(acknowledge).unwrap();
     assert_eq!(home.drop_covered(100).entries, 6);
     assert_eq!(home.db.read(|reader| reader.unacked(&group)).unwrap(), pending - 6);
+}
+
+#[test]
+fn what_was_covered_in_a_database_that_went_back_is_issued_again() {
+    let (alice, new) = (author(1), author(11));
+    let mut home = Home::new(&[]);
+    let (group, fid) = (home.group, home.fid);
+    let writer = Writer { group, author: alice.clone() };
+    let entries: Vec<_> = (0..10).map(|n| entry(blob(n), n.to_string())).collect();
+    home.db.write(|txn| txn.append(&group, &entries, &writer)).unwrap();
+    let acknowledge = |txn: &mut crate::Txn<'_>| {
+        let peer = txn.peer(&group, &ReplicaId([5; 16]))?;
+        txn.record_ack(&group, peer, Cursor(4))
+    };
+    home.db.write(acknowledge).unwrap();
+    // all but the last are records, and that is the snapshot
+    home.take(alice.id(), 1..=10);
+    let complete = |txn: &mut crate::Txn<'_>| {
+        let sid = txn.add_snapshot(fid, &group, Some((alice.id(), Number(10))), b"body")?;
+        txn.complete_snapshot(fid, sid, &group, &[(alice.id(), Number(9))], true)
+    };
+    home.db.write(complete).unwrap();
+    assert_eq!(home.drop_covered(100).entries, 4);
+    // others have written 5 and 6 under this name
+    let succession = succession(group, &alice, &new);
+    let sealer = Writer { group, author: new.clone() };
+    let reopen = |bytes: &[u8]| {
+        let envelope = sync_types::Envelope::parse(bytes).unwrap();
+        Ok(Some(entry(envelope.header.blob_id, envelope.payload().to_vec())))
+    };
+    let renewal = crate::Renewal { succession: &succession, sealer: &sealer, reopen: Some(&reopen) };
+    let renewed = home.db.write(|txn| txn.renew_author(&group, &renewal)).unwrap();
+    let reissued: Vec<_> = renewed.reissued.iter().map(|(old, new)| (old.0, new.number.0)).collect();
+    assert_eq!(reissued, [(5, 2), (6, 3), (7, 4), (8, 5), (9, 6)], "not the snapshot");
+    assert_eq!(home.have_of(alice.id()).ranges, [range(1, 4)]);
+    assert_eq!(home.db.read(|reader| reader.covered(fid)).unwrap(), [(alice.id(), Number(4))]);
+    assert!(home.db.read(|reader| reader.snapshots(fid)).unwrap().is_empty());
+    assert!(home.db.read(|reader| reader.since_snapshot(fid)).unwrap().entries > 1 << 40);
+    home.take(alice.id(), [5]);
+    assert_eq!(
+        home.db.read(|reader| reader.last_taken(fid, &group, &alice.id(), Number(99))).unwrap(),
+        Some(Number(5))
+    );
 }
 
 #[test]

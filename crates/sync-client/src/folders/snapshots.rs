@@ -1,0 +1,434 @@
+//! Snapshots of a folder: written when the log has grown, taken in where it lacks, compared where it does not.
+//!
+//! A snapshot that a member told is fetched like a file's chunks and looked through before anything is made of it. Where
+//! all that it covers was taken in here, it is compared with the index, and what it covers leaves the log. Where some of
+//! that lacks, its rows are taken into the index, a page in a commit, and then what it covers counts as taken in.
+//! Each step can be done again, so that an end in between costs nothing but the step.
+
+mod adopt;
+mod content;
+mod write;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use sync_core::folder::Coverage;
+use sync_store::{Reader, Since, SnapshotRow, SnapshotState, StoreError};
+use sync_types::snapshot::Snapshot;
+use sync_types::{AuthorId, GroupId, Number};
+use tokio::sync::{Notify, watch};
+
+use self::content::Looked;
+pub(crate) use self::content::unpack;
+use super::engine::Folder;
+
+/// Entries taken in since the last snapshot, after which one is worth more than they are; and the least number of records.
+pub(crate) const SNAPSHOT_AFTER: u64 = 10_000;
+/// Entries dropped, or rows looked at for being forgotten, in one commit.
+const DROPPED: usize = 2_000;
+/// Pieces of older snapshots removed in one commit.
+const TRIMMED: usize = 16;
+/// Wait before what could not be done is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+/// Wait between two looks, so that many arrivals are one.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long nothing is applied for a snapshot whose content nobody has who is connected.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a folder knows of its snapshots.
+#[derive(Debug)]
+pub(crate) struct Snapshots {
+    /// Entries after which one is written.
+    after: u64,
+    wake: Notify,
+    /// One is to be written here.
+    due: AtomicBool,
+    /// One was told that says what is not in the log: until it is here, the index is not what the group says.
+    awaits: watch::Sender<bool>,
+    since: Mutex<Option<Instant>>,
+    problem: Mutex<Option<String>>,
+    pub(crate) fetched: AtomicU64,
+}
+
+impl Snapshots {
+    pub(crate) fn new(after: u64) -> Self {
+        Self {
+            after: if after == 0 { SNAPSHOT_AFTER } else { after },
+            wake: Notify::new(),
+            due: AtomicBool::new(false),
+            awaits: watch::channel(false).0,
+            since: Mutex::default(),
+            problem: Mutex::default(),
+            fetched: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether what the log says is only part of what the group says.
+    pub(crate) fn awaits(&self) -> bool {
+        *self.awaits.borrow()
+    }
+
+    fn set_awaits(&self, awaits: bool) -> bool {
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = if awaits { since.or_else(|| Some(Instant::now())) } else { None };
+        self.awaits.send_if_modified(|now| std::mem::replace(now, awaits) != awaits)
+    }
+
+    fn is_patient(&self) -> bool {
+        let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.is_some_and(|since| since.elapsed() < PATIENCE)
+    }
+
+    /// Why the last snapshot that came is not believed.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_problem(&self, problem: Option<String>) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
+    /// Takes note of how much of the log was taken in: who crosses the line writes a snapshot, others only far beyond it.
+    pub(crate) fn note(&self, before: Since, now: Since, live: u64, own: bool) {
+        let weight = |since: Since| {
+            let records = self.after.saturating_add(live.saturating_mul(2)).max(1);
+            (since.entries / self.after).max(since.records / records)
+        };
+        if weight(now) >= 2 || (own && weight(before) == 0 && weight(now) == 1) {
+            self.due.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Has what was told looked at.
+    pub(crate) fn wake(&self, lacks: bool) {
+        if lacks {
+            self.set_awaits(true);
+        }
+        self.wake.notify_one();
+    }
+}
+
+/// Waits a moment for a snapshot without which the index says little of what the group does.
+pub(crate) async fn before_scan(folder: &Folder) {
+    let mut awaits = folder.snapshots.awaits.subscribe();
+    let here = async { while *awaits.borrow_and_update() && awaits.changed().await.is_ok() {} };
+    tokio::select! {
+        _ = tokio::time::timeout(PATIENCE, here) => {}
+        () = folder.cancel.cancelled() => {}
+    }
+}
+
+/// What comes of a snapshot that was told.
+enum Settled {
+    /// The index agrees with it.
+    Complete,
+    /// It says less than what is known.
+    Obsolete,
+    /// Something it needs is not here yet.
+    Waits,
+    /// It is not what it claims to be.
+    Refused(String),
+}
+
+/// Looks after a folder's snapshots until the folder is stopped.
+pub(crate) async fn run(folder: Arc<Folder>) {
+    let mut progress = folder.group.watch_progress();
+    let mut started = false;
+    loop {
+        progress.borrow_and_update();
+        let done = async {
+            if !started {
+                tidy(&folder).await?;
+                started = true;
+            }
+            step(&folder).await
+        };
+        let left = match done.await {
+            Ok(left) => left,
+            Err(StoreError::Closed) => return,
+            Err(error) => {
+                tracing::warn!(folder = %folder.name, %error, "snapshot waits");
+                true
+            }
+        };
+        tokio::select! {
+            () = folder.cancel.cancelled() => return,
+            () = folder.snapshots.wake.notified() => {}
+            changed = progress.changed(), if left => if changed.is_err() { return },
+            () = tokio::time::sleep(RETRY), if left => {}
+        }
+        tokio::select! {
+            () = folder.cancel.cancelled() => return,
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
+/// Removes what was being written when the program ended, and finds what still waits.
+async fn tidy(folder: &Arc<Folder>) -> Result<(), StoreError> {
+    let (fid, group) = (folder.fid, folder.group.id);
+    let work = move |txn: &mut sync_store::Txn<'_>| {
+        for row in txn.reader().snapshots(fid)? {
+            if row.state == SnapshotState::Written {
+                txn.remove_snapshot(row.sid)?;
+            }
+        }
+        waiting(&txn.reader(), fid, &group)
+    };
+    let waiting = folder.store().write(0, work).await?;
+    let lacks = waiting.iter().any(|(.., lacks)| *lacks);
+    if lacks {
+        folder.snapshots.set_awaits(true);
+    }
+    if waiting.is_empty() {
+        trim(folder).await?;
+    }
+    Ok(())
+}
+
+/// The snapshots that were told and are not complete, and whether the log lacks some of what each covers.
+fn waiting(
+    reader: &Reader<'_>,
+    fid: sync_store::FolderRowId,
+    group: &GroupId,
+) -> Result<Vec<(SnapshotRow, Snapshot, bool)>, StoreError> {
+    let mut waiting = Vec::new();
+    for row in reader.snapshots(fid)?.into_iter().filter(|row| row.state == SnapshotState::Told) {
+        let snapshot = decode(&row)?;
+        let lacks = row.taken.is_some() || lacks(reader, group, &snapshot)?;
+        waiting.push((row, snapshot, lacks));
+    }
+    Ok(waiting)
+}
+
+/// Whether the log lacks some of what a snapshot covers.
+pub(crate) fn lacks(reader: &Reader<'_>, group: &GroupId, snapshot: &Snapshot) -> Result<bool, StoreError> {
+    for (author, number) in &snapshot.covered {
+        if reader.lacks_until(group, author, *number)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn decode(row: &SnapshotRow) -> Result<Snapshot, StoreError> {
+    Snapshot::decode(&row.body).map_err(|_| StoreError::Corrupt("a snapshot's entry".into()))
+}
+
+/// What a folder's snapshots cover, as decisions take it.
+pub(crate) fn coverage(covered: impl IntoIterator<Item = (AuthorId, Number)>) -> Coverage {
+    covered.into_iter().collect()
+}
+
+/// Does what can be done now; whether something is left for later.
+async fn step(folder: &Arc<Folder>) -> Result<bool, StoreError> {
+    let (fid, group) = (folder.fid, folder.group.id);
+    let mut told = folder.store().read(move |reader| waiting(reader, fid, &group)).await?;
+    let weight = |snapshot: &Snapshot| snapshot.covered.iter().map(|(_, number)| u128::from(number.0)).sum::<u128>();
+    // one that was begun comes first, then what says most
+    told.sort_by_key(|(row, snapshot, _)| (row.taken.is_none(), std::cmp::Reverse(weight(snapshot)), row.sid));
+    let (mut left, mut lacking) = (false, false);
+    for (row, snapshot, lacks) in told {
+        let sid = row.sid;
+        match settle(folder, row, snapshot).await? {
+            Settled::Complete => {
+                folder.snapshots.set_problem(None);
+                trim(folder).await?;
+                folder.changed();
+            }
+            Settled::Obsolete => folder.store().write(0, move |txn| txn.remove_snapshot(sid)).await?,
+            Settled::Waits => {
+                left = true;
+                lacking |= lacks;
+            }
+            Settled::Refused(reason) => {
+                tracing::warn!(folder = %folder.name, %reason, "snapshot is not believed");
+                folder.group.count_refused(1);
+                folder.snapshots.set_problem(Some(reason));
+                folder.store().write(0, move |txn| txn.refuse_snapshot(sid)).await?;
+                folder.changed();
+            }
+        }
+    }
+    if folder.snapshots.set_awaits(lacking && folder.snapshots.is_patient()) {
+        folder.wake();
+        folder.changed();
+    }
+    if folder.snapshots.due.load(Ordering::Relaxed) && !lacking {
+        if write::write(folder).await? {
+            folder.snapshots.due.store(false, Ordering::Relaxed);
+            trim(folder).await?;
+        } else {
+            left = true;
+        }
+    }
+    Ok(left | compact(folder).await?)
+}
+
+/// Fetches, looks through, and then compares a snapshot with the index or takes it in.
+async fn settle(folder: &Arc<Folder>, row: SnapshotRow, snapshot: Snapshot) -> Result<Settled, StoreError> {
+    let (fid, group) = (folder.fid, folder.group.id);
+    let begun = row.taken.is_some();
+    let first = {
+        let (row, snapshot) = (row.clone(), snapshot.clone());
+        move |reader: &Reader<'_>| first_look(reader, fid, &group, &row, &snapshot)
+    };
+    if let Some(settled) = folder.store().read(first).await? {
+        return Ok(settled);
+    }
+    let content = match content::fetch(folder, row.sid, &snapshot.content).await? {
+        content::Fetch::Here(content) => Arc::new(content),
+        content::Fetch::Lacks => return Ok(Settled::Waits),
+        content::Fetch::Wrong(reason) => return Ok(Settled::Refused(reason)),
+    };
+    let looked = {
+        let (folder, content, snapshot) = (folder.clone(), content.clone(), snapshot.clone());
+        blocking(move || content::look_through(&folder, &content, &snapshot)).await?
+    };
+    let all_taken = match looked {
+        Looked::Wrong(reason) => return Ok(Settled::Refused(reason)),
+        Looked::Sound { all_taken } => all_taken,
+    };
+    if all_taken && !begun {
+        let (comparing, sid) = (folder.clone(), row.sid);
+        return blocking(move || adopt::compare(&comparing, sid, &content, &snapshot)).await;
+    }
+    let adopting = folder.clone();
+    blocking(move || adopt::adopt(&adopting, &row, &content, &snapshot)).await?;
+    folder.wake();
+    Ok(Settled::Complete)
+}
+
+/// Runs what reads and computes for long on a thread for that.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(StoreError::Closed))
+}
+
+/// What can be said of a snapshot before its content is fetched.
+fn first_look(
+    reader: &Reader<'_>,
+    fid: sync_store::FolderRowId,
+    group: &GroupId,
+    row: &SnapshotRow,
+    snapshot: &Snapshot,
+) -> Result<Option<Settled>, StoreError> {
+    if row.taken.is_some() {
+        return Ok(None);
+    }
+    let covered = coverage(reader.covered(fid)?);
+    if covered.covers(&coverage(snapshot.covered.iter().copied())) {
+        return Ok(Some(Settled::Obsolete));
+    }
+    if let Some((author, number)) = row.entry
+        && snapshot.covered_of(&author).is_some_and(|covered| covered >= number)
+    {
+        return Ok(Some(Settled::Refused("a snapshot covers its own entry".to_owned())));
+    }
+    for (author, number) in &snapshot.covered {
+        if reader.feed(group, author)?.fork.is_some_and(|fork| fork <= *number) {
+            let reason = format!("a snapshot covers the feed of author {} from where it forks", author.short());
+            return Ok(Some(Settled::Refused(reason)));
+        }
+        // the last entry of what is covered proves that the feed went so far
+        if !reader.has_entry(group, author, *number)? {
+            return Ok(Some(Settled::Waits));
+        }
+    }
+    let row = reader.folders()?.into_iter().find(|row| row.fid == fid);
+    let behind = match row {
+        Some(row) => row.cursor < reader.max_cursor(group)?,
+        None => true,
+    };
+    Ok(behind.then_some(Settled::Waits))
+}
+
+/// Removes pieces that no snapshot needs any more.
+async fn trim(folder: &Arc<Folder>) -> Result<(), StoreError> {
+    let fid = folder.fid;
+    let work = move |txn: &mut sync_store::Txn<'_>| {
+        let known = txn.reader().snapshots(fid)?;
+        let keep = known.iter().rev().find(|row| row.state == SnapshotState::Complete).map(|row| row.sid);
+        txn.trim_snapshot_chunks(fid, keep, TRIMMED)
+    };
+    while folder.store().write(0, work).await? > 0 {}
+    Ok(())
+}
+
+/// Drops what snapshots cover from the log and from the index, a piece in a commit; whether something is left for later.
+async fn compact(folder: &Arc<Folder>) -> Result<bool, StoreError> {
+    let (fid, group) = (folder.fid, folder.group.id);
+    let mut entries = 0;
+    while !folder.cancel.is_cancelled() {
+        let dropped = folder.store().write(0, move |txn| txn.drop_covered(fid, &group, DROPPED)).await?;
+        if dropped.entries + dropped.held_back == 0 {
+            break;
+        }
+        entries += dropped.entries + dropped.held_back;
+    }
+    if entries > 0 {
+        tracing::debug!(folder = %folder.name, entries, "covered entries left the log");
+        forget(folder).await?;
+        folder.changed();
+    }
+    let unacknowledged = move |reader: &Reader<'_>| Ok(!reader.covered(fid)?.is_empty() && reader.unacked(&group)? > 0);
+    folder.store().read(unacknowledged).await
+}
+
+/// Removes rows of paths where nothing is, and whose deletions the snapshots remember.
+async fn forget(folder: &Arc<Folder>) -> Result<(), StoreError> {
+    let fid = folder.fid;
+    let mut after: Option<Vec<u8>> = None;
+    loop {
+        let from = after.clone();
+        let work = move |txn: &mut sync_store::Txn<'_>| {
+            let covered = coverage(txn.reader().covered(fid)?);
+            let is_memory = |versions: &[u8]| {
+                let versions = sync_core::folder::Versions::decode(versions);
+                !versions.is_ok_and(|versions| sync_core::folder::snapshot::is_forgotten(&versions, &covered))
+            };
+            txn.remove_dead(fid, from.as_deref(), DROPPED, &is_memory)
+        };
+        after = folder.store().write(0, work).await?;
+        if after.is_none() || folder.cancel.is_cancelled() {
+            return Ok(());
+        }
+    }
+}
+
+/// What of a folder's group is in the log, and what is not any more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct FolderLog {
+    /// Entries of the group that are here, of whatever stream.
+    pub entries: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Entries that a snapshot stands for: dropped from here, or never fetched.
+    pub dropped: u64,
+    /// Bytes of the folder's snapshot, as it is stored.
+    pub snapshot_bytes: u64,
+    /// Bytes of snapshots fetched since the start.
+    pub snapshot_fetched: u64,
+    /// Entries taken in since the last snapshot.
+    pub since_snapshot: u64,
+}
+
+/// Looks through a folder's log.
+pub(crate) async fn log(folder: &Folder) -> Result<FolderLog, StoreError> {
+    let (fid, group) = (folder.fid, folder.group.id);
+    let fetched = folder.snapshots.fetched.load(Ordering::Relaxed);
+    let look = move |reader: &Reader<'_>| {
+        let log = reader.compaction(&group)?;
+        Ok(FolderLog {
+            entries: log.entries,
+            bytes: log.bytes,
+            dropped: log.dropped,
+            snapshot_bytes: reader.snapshot_bytes(fid)?,
+            snapshot_fetched: fetched,
+            since_snapshot: reader.since_snapshot(fid)?.entries,
+        })
+    };
+    folder.store().read(look).await
+}

@@ -1,0 +1,288 @@
+//! Comparing a snapshot with the index, and taking one in.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashSet, VecDeque};
+
+use sync_core::folder::snapshot::{Comparison, adopt as adopt_row, compare as compare_row};
+use sync_core::folder::{Coverage, Versions};
+use sync_store::{FileRow, FolderRowId, Reader, SnapshotRow, SnapshotRowId, StoreError, Txn};
+use sync_types::folder::{Dot, TreePath};
+use sync_types::snapshot::{Item, Snapshot};
+use sync_types::{AuthorId, EnvelopeHash, GroupId, Range};
+use tokio::runtime::Handle;
+
+use super::super::engine::Folder;
+use super::super::index::{self, Place};
+use super::super::rows;
+use super::content::{Broken, Content, Stream, row};
+use super::{Settled, coverage};
+
+/// Rows compared or taken in at once.
+const PAGE: usize = 1024;
+/// Ranges of entries that count as taken in from one commit on.
+const RANGES: usize = 4096;
+
+/// Compares a snapshot with the index, which has taken in all that it covers; where they agree, it is complete.
+pub(super) fn compare(
+    folder: &Folder,
+    sid: SnapshotRowId,
+    content: &Content,
+    snapshot: &Snapshot,
+) -> Result<Settled, StoreError> {
+    let covered = coverage(snapshot.covered.iter().copied());
+    let compared = folder.store().read_here(|reader| {
+        // what an older one covers may be forgotten here: only one that covers as much says anything of it
+        if !covered.covers(&coverage(reader.covered(folder.fid)?)) {
+            return Ok(None);
+        }
+        compare_all(reader, folder, content, &covered).map(Some)
+    })?;
+    let verdict = match compared {
+        None => return Ok(Settled::Obsolete),
+        Some(verdict) => verdict,
+    };
+    match verdict {
+        (Comparison::Different, path) => {
+            let path = path.map(|path| path.to_string()).unwrap_or_default();
+            Ok(Settled::Refused(format!("a snapshot does not say of {path} what the log says, and is not used")))
+        }
+        (Comparison::Unknown, _) => Ok(Settled::Waits),
+        (Comparison::Same, _) => {
+            let (fid, group, covered) = (folder.fid, folder.group.id, snapshot.covered.clone());
+            let complete = move |txn: &mut Txn<'_>| txn.complete_snapshot(fid, sid, &group, &covered, true);
+            Handle::current().block_on(folder.store().write(0, complete))?;
+            Ok(Settled::Complete)
+        }
+    }
+}
+
+fn compare_all(
+    reader: &Reader<'_>,
+    folder: &Folder,
+    content: &Content,
+    covered: &Coverage,
+) -> Result<(Comparison, Option<TreePath>), StoreError> {
+    let mut index = Index { fid: folder.fid, page: VecDeque::new(), last: None, ended: false };
+    let mut items = Stream::new(folder, content);
+    let mut verdict = Comparison::Same;
+    loop {
+        let said = next_row(&mut items, reader)?;
+        let key = said.as_ref().map(|(path, _)| path.key());
+        // rows that the snapshot does not name
+        while let Some(row) = index.peek(reader)?.filter(|row| key.as_ref().is_none_or(|key| row.key < *key)) {
+            let path = TreePath::from_key(&row.key);
+            match compare_row(&rows::versions(Some(row))?, None, covered) {
+                Comparison::Different => return Ok((Comparison::Different, path)),
+                Comparison::Unknown => verdict = Comparison::Unknown,
+                Comparison::Same => {}
+            }
+            index.page.pop_front();
+        }
+        let Some((path, said)) = said else { return Ok((verdict, None)) };
+        let here = index.peek(reader)?.filter(|row| Some(&row.key) == key.as_ref());
+        let versions = rows::versions(here)?;
+        if here.is_some() {
+            index.page.pop_front();
+        }
+        match compare_row(&versions, Some(&said), covered) {
+            Comparison::Different => return Ok((Comparison::Different, Some(path))),
+            Comparison::Unknown => verdict = Comparison::Unknown,
+            Comparison::Same => {}
+        }
+    }
+}
+
+/// Rows of the index in the order of their keys.
+struct Index {
+    fid: FolderRowId,
+    page: VecDeque<FileRow>,
+    last: Option<Vec<u8>>,
+    ended: bool,
+}
+
+impl Index {
+    fn peek(&mut self, reader: &Reader<'_>) -> Result<Option<&FileRow>, StoreError> {
+        if self.page.is_empty() && !self.ended {
+            self.page = reader.files_after(self.fid, self.last.as_deref(), PAGE)?.into();
+            self.ended = self.page.len() < PAGE;
+            self.last = self.page.back().map(|row| row.key.clone());
+        }
+        Ok(self.page.front())
+    }
+}
+
+/// The next row of a content that was looked through.
+fn next_row(items: &mut Stream<'_>, reader: &Reader<'_>) -> Result<Option<(TreePath, Versions)>, StoreError> {
+    loop {
+        match next(items, reader)? {
+            Some(Item::Row { path, versions }) => {
+                let versions = row(&path, &versions).map_err(|reason| StoreError::Corrupt(reason.into()))?;
+                return Ok(Some((path, versions)));
+            }
+            Some(_) => {}
+            None => return Ok(None),
+        }
+    }
+}
+
+fn next(items: &mut Stream<'_>, reader: &Reader<'_>) -> Result<Option<Item>, StoreError> {
+    items.next(reader).map_err(|broken| match broken {
+        Broken::Content(reason) => StoreError::Corrupt(reason.into()),
+        Broken::Store(error) => error,
+    })
+}
+
+/// Takes a snapshot in: its rows into the index, a page in a commit, and then what it covers counts as taken in.
+///
+/// From before the first page on, entries that it covers are not taken in from the log any more: one that came behind
+/// its row would bring back what is gone.
+pub(super) fn adopt(
+    folder: &Folder,
+    begun: &SnapshotRow,
+    content: &Content,
+    snapshot: &Snapshot,
+) -> Result<(), StoreError> {
+    let (fid, group, sid) = (folder.fid, folder.group.id, begun.sid);
+    let handle = Handle::current();
+    let write = |bytes, work: Box<dyn FnOnce(&mut Txn<'_>) -> Result<(), StoreError> + Send>| {
+        handle.block_on(folder.store().write(bytes, work))
+    };
+    if begun.taken.is_none() {
+        let covered = snapshot.covered.clone();
+        write(0, Box::new(move |txn| txn.begin_adoption(fid, sid, &group, &covered)))?;
+    }
+    adopt_rows(folder, begun, content, coverage(snapshot.covered.iter().copied()), &handle)?;
+    let mut items = Stream::new(folder, content);
+    loop {
+        // a range is known to be covered only once the rows are here
+        let ranges = folder.store().read_here(|reader| Ok(next_ranges(&mut items, reader)?))?;
+        let Some((author, ranges)) = ranges else { break };
+        for some in ranges.chunks(RANGES) {
+            let some = some.to_vec();
+            write(some.len() * 64, Box::new(move |txn| txn.adopt_ranges(fid, &group, &author, &some)))?;
+        }
+    }
+    let covered = snapshot.covered.clone();
+    write(0, Box::new(move |txn| txn.complete_snapshot(fid, sid, &group, &covered, false)))
+}
+
+type Ranges = (AuthorId, Vec<(Range, EnvelopeHash)>);
+
+fn next_ranges(items: &mut Stream<'_>, reader: &Reader<'_>) -> Result<Option<Ranges>, StoreError> {
+    match next(items, reader)? {
+        Some(Item::Covered { author, ranges }) => Ok(Some((author, ranges))),
+        _ => Ok(None),
+    }
+}
+
+fn adopt_rows(
+    folder: &Folder,
+    begun: &SnapshotRow,
+    content: &Content,
+    covered: Coverage,
+    handle: &Handle,
+) -> Result<(), StoreError> {
+    let sid = begun.sid;
+    let mut after = begun.taken.clone().filter(|key| !key.is_empty());
+    let mut items = Stream::new(folder, content);
+    let mut said: Vec<(Vec<u8>, TreePath, Versions)> = Vec::new();
+    let mut ended = false;
+    loop {
+        while said.len() < PAGE && !ended {
+            let room = PAGE - said.len();
+            let page = folder.store().read_here(|reader| {
+                let mut page = Vec::new();
+                while page.len() < room {
+                    let Some((path, versions)) = next_row(&mut items, reader)? else { break };
+                    page.push((path.key(), path, versions));
+                }
+                Ok(page)
+            })?;
+            ended = page.len() < room;
+            said.extend(page.into_iter().filter(|(key, ..)| after.as_ref().is_none_or(|after| key > after)));
+        }
+        if folder.cancel.is_cancelled() {
+            return Err(StoreError::Closed);
+        }
+        let page = Page {
+            place: folder.place(),
+            group: folder.group.id,
+            after: after.clone(),
+            said: said.clone(),
+            is_last: ended,
+            covered: covered.clone(),
+        };
+        let work = move |txn: &mut Txn<'_>| {
+            let (reached, news) = page.take_in(txn)?;
+            if let Some(reached) = &reached {
+                txn.set_snapshot_taken(sid, reached)?;
+            }
+            Ok((reached, news))
+        };
+        let (reached, news) = handle.block_on(folder.store().write(PAGE * 256, work))?;
+        if news {
+            folder.wake();
+            folder.changed();
+        }
+        let Some(reached) = reached else { return Ok(()) };
+        said.retain(|(key, ..)| *key > reached);
+        after = Some(reached);
+    }
+}
+
+/// Rows of a snapshot, to be taken in beside those of the index.
+struct Page {
+    place: Place,
+    group: GroupId,
+    after: Option<Vec<u8>>,
+    said: Vec<(Vec<u8>, TreePath, Versions)>,
+    /// No rows of the snapshot follow.
+    is_last: bool,
+    covered: Coverage,
+}
+
+impl Page {
+    /// Takes in what can be; the key up to which that is so, none if it is the end, and whether something is to be done on
+    /// disk.
+    fn take_in(self, txn: &mut Txn<'_>) -> Result<(Option<Vec<u8>>, bool), StoreError> {
+        let rows = txn.reader().files_after(self.place.fid, self.after.as_deref(), PAGE)?;
+        // what lies behind the end of either page is not known yet
+        let of_rows = rows.last().filter(|_| rows.len() == PAGE).map(|row| row.key.clone());
+        let of_said = self.said.last().filter(|_| !self.is_last).map(|(key, ..)| key.clone());
+        let reached = match (of_rows, of_said) {
+            (Some(rows), Some(said)) => Some(rows.min(said)),
+            (rows, said) => rows.or(said),
+        };
+        let within = |key: &[u8]| reached.as_ref().is_none_or(|reached| key <= reached.as_slice());
+        let mut both: BTreeMap<Vec<u8>, (Option<FileRow>, Option<Versions>)> = BTreeMap::new();
+        for row in rows.into_iter().filter(|row| within(&row.key)) {
+            both.insert(row.key.clone(), (Some(row), None));
+        }
+        for (key, _, versions) in self.said.into_iter().filter(|(key, ..)| within(key)) {
+            both.entry(key).or_default().1 = Some(versions);
+        }
+        let mut news = false;
+        let mut directories = HashSet::new();
+        for (key, (row, said)) in both {
+            let mut versions = rows::versions(row.as_ref())?;
+            let failed = Cell::new(None);
+            let changed = {
+                let reader = txn.reader();
+                let known = |dot: Dot| {
+                    let range = Range { first: dot.number(), last: dot.number() };
+                    reader.is_taken(self.place.fid, &self.group, &dot.author, range).unwrap_or_else(|error| {
+                        failed.set(Some(error));
+                        false
+                    })
+                };
+                adopt_row(&mut versions, said.as_ref(), &self.covered, known)
+            };
+            if let Some(error) = failed.take() {
+                return Err(error);
+            }
+            let Some(path) = TreePath::from_key(&key).filter(|_| changed) else { continue };
+            news |= index::put_versions(txn, &self.place, &path, row.as_ref(), &versions, &mut directories)?;
+        }
+        Ok((reached, news))
+    }
+}

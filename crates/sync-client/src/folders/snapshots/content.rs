@@ -1,0 +1,275 @@
+//! A snapshot's content: its pieces in the database, fetched where they lack, and what they say.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use sync_core::folder::Versions;
+use sync_store::{Reader, SnapshotChunk, SnapshotRowId, StoreError};
+use sync_types::bounds::{MAX_CHUNK, MAX_SNAPSHOT};
+use sync_types::folder::{ChunkRef, Chunks, FileContent, TreePath, decode_chunks, total};
+use sync_types::snapshot::{Item, Items, Snapshot};
+use sync_types::{AuthorId, EnvelopeHash, Number, Range};
+
+use super::super::engine::Folder;
+use crate::chunks::{ChunkFetcher, Want};
+
+/// Pieces of a content at most: as if all were a quarter of the shortest that is cut.
+const MAX_PIECES: u64 = MAX_SNAPSHOT / (64 << 10);
+/// Pieces claimed in one commit.
+const CLAIMED: usize = 1024;
+
+/// The pieces of a content that is here, in order.
+#[derive(Debug)]
+pub(super) struct Content {
+    pub(super) pieces: Vec<[u8; 32]>,
+}
+
+/// What comes of fetching a content.
+pub(super) enum Fetch {
+    Here(Content),
+    /// Nobody has it who is connected.
+    Lacks,
+    Wrong(String),
+}
+
+/// A piece as the database keeps it.
+pub(super) fn pack(piece: &[u8]) -> SnapshotChunk {
+    let len = u32::try_from(piece.len()).expect("BUG: a piece has four megabytes at most");
+    let compressed = lz4_flex::block::compress(piece);
+    match compressed.len() < piece.len() {
+        true => SnapshotChunk { codec: 1, len, bytes: compressed },
+        false => SnapshotChunk { codec: 0, len, bytes: piece.to_vec() },
+    }
+}
+
+/// The piece itself; none where it is not what its hash says.
+pub(crate) fn unpack(chunk: SnapshotChunk, hash: &[u8; 32]) -> Option<Vec<u8>> {
+    let len = usize::try_from(chunk.len).ok().filter(|_| u64::from(chunk.len) <= MAX_CHUNK)?;
+    let piece = match chunk.codec {
+        0 => chunk.bytes,
+        _ => lz4_flex::block::decompress(&chunk.bytes, len).ok()?,
+    };
+    (blake3::hash(&piece) == *hash).then_some(piece)
+}
+
+/// Gets all of a content's pieces into the database.
+pub(super) async fn fetch(
+    folder: &Arc<Folder>,
+    sid: SnapshotRowId,
+    content: &FileContent,
+) -> Result<Fetch, StoreError> {
+    let wrong = || Ok(Fetch::Wrong("a snapshot names no content".to_owned()));
+    let refs = match &content.chunks {
+        Chunks::Whole => vec![ChunkRef { hash: Some(content.hash), len: content.size }],
+        Chunks::Inline(refs) => refs.clone(),
+        Chunks::Listed(list) => {
+            if list.iter().any(|piece| piece.hash.is_none()) || total(list).is_none_or(|len| len > MAX_PIECES * 40) {
+                return wrong();
+            }
+            if !fetch_pieces(folder, sid, list).await? {
+                return Ok(Fetch::Lacks);
+            }
+            let (fid, hashes) = (folder.fid, hashes(list));
+            let list = folder.store().read(move |reader| {
+                let mut list = Vec::new();
+                for hash in &hashes {
+                    list.extend(piece(reader, fid, hash)?);
+                }
+                Ok(list)
+            });
+            match decode_chunks(&list.await?) {
+                Ok(refs) => refs,
+                Err(_) => return wrong(),
+            }
+        }
+    };
+    let count = refs.len() as u64;
+    if count > MAX_PIECES || total(&refs) != Some(content.size) || refs.iter().any(|piece| piece.hash.is_none()) {
+        return wrong();
+    }
+    if !fetch_pieces(folder, sid, &refs).await? {
+        return Ok(Fetch::Lacks);
+    }
+    Ok(Fetch::Here(Content { pieces: hashes(&refs) }))
+}
+
+fn hashes(refs: &[ChunkRef]) -> Vec<[u8; 32]> {
+    refs.iter().filter_map(|piece| piece.hash).collect()
+}
+
+/// Gets pieces into the database; false if some lack still.
+async fn fetch_pieces(folder: &Arc<Folder>, sid: SnapshotRowId, refs: &[ChunkRef]) -> Result<bool, StoreError> {
+    let fid = folder.fid;
+    let (mut wants, mut named) = (Vec::new(), HashSet::new());
+    for some in refs.chunks(CLAIMED) {
+        let new = some.iter().filter_map(|piece| Some(Want { hash: piece.hash?, len: u32::try_from(piece.len).ok()? }));
+        let new: Vec<Want> = new.filter(|want| named.insert(want.hash)).collect();
+        let claim = move |txn: &mut sync_store::Txn<'_>| {
+            let mut lacking = Vec::new();
+            for want in new {
+                if !txn.claim_snapshot_chunk(fid, sid, &want.hash)? {
+                    lacking.push(want);
+                }
+            }
+            Ok(lacking)
+        };
+        wants.extend(folder.store().write(0, claim).await?);
+    }
+    if wants.is_empty() {
+        return Ok(true);
+    }
+    let (queue, mut fetched) = ChunkFetcher::new(folder.group.clone());
+    let mut open = wants.len();
+    let asking = async move {
+        for want in wants {
+            if !queue.push(want).await {
+                return;
+            }
+        }
+        // dropping the queue ends the fetcher once all is answered
+    };
+    let taking = async {
+        let mut complete = true;
+        while open > 0 {
+            let Some(answer) = fetched.recv().await else { return Ok(false) };
+            open -= 1;
+            let Some(bytes) = answer.bytes else {
+                complete = false;
+                continue;
+            };
+            folder.snapshots.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            let hash = answer.hash;
+            let chunk = pack(&bytes);
+            let len = chunk.bytes.len();
+            folder.store().write(len, move |txn| txn.put_snapshot_chunk(fid, sid, &hash, &chunk)).await?;
+        }
+        Ok::<bool, StoreError>(complete)
+    };
+    tokio::select! {
+        ((), complete) = async { tokio::join!(asking, taking) } => complete,
+        () = folder.cancel.cancelled() => Ok(false),
+    }
+}
+
+/// A piece that is in the database.
+fn piece(reader: &Reader<'_>, fid: sync_store::FolderRowId, hash: &[u8; 32]) -> Result<Vec<u8>, StoreError> {
+    let chunk = reader.snapshot_chunk(fid, hash)?;
+    chunk.and_then(|chunk| unpack(chunk, hash)).ok_or_else(|| StoreError::Corrupt("a snapshot's piece".into()))
+}
+
+/// Reads a content's items, a piece at a time.
+pub(super) struct Stream<'c> {
+    fid: sync_store::FolderRowId,
+    pieces: std::slice::Iter<'c, [u8; 32]>,
+    items: Items,
+    hasher: Option<blake3::Hasher>,
+}
+
+/// Why a content is not what it claims to be.
+pub(super) enum Broken {
+    Content(String),
+    Store(StoreError),
+}
+
+impl From<StoreError> for Broken {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl<'c> Stream<'c> {
+    pub(super) fn new(folder: &Folder, content: &'c Content) -> Self {
+        Self { fid: folder.fid, pieces: content.pieces.iter(), items: Items::default(), hasher: None }
+    }
+
+    /// The next item.
+    pub(super) fn next(&mut self, reader: &Reader<'_>) -> Result<Option<Item>, Broken> {
+        loop {
+            if let Some(item) = self.items.next() {
+                return item.map(Some).map_err(|error| Broken::Content(format!("a snapshot cannot be read: {error}")));
+            }
+            let Some(hash) = self.pieces.next() else { return Ok(None) };
+            let piece = piece(reader, self.fid, hash)?;
+            if let Some(hasher) = &mut self.hasher {
+                hasher.update(&piece);
+            }
+            self.items.push(&piece);
+        }
+    }
+}
+
+/// What comes of looking through a content.
+pub(super) enum Looked {
+    /// It is in order; `all_taken`: all that it covers was taken in here.
+    Sound {
+        all_taken: bool,
+    },
+    Wrong(String),
+}
+
+/// Reads all of a content and checks it by itself and against the log.
+pub(super) fn look_through(folder: &Folder, content: &Content, snapshot: &Snapshot) -> Result<Looked, StoreError> {
+    let looked = folder.store().read_here(|reader| {
+        let mut stream = Stream { hasher: Some(blake3::Hasher::new()), ..Stream::new(folder, content) };
+        let mut ends: Vec<(AuthorId, Number)> = Vec::new();
+        let mut all_taken = true;
+        loop {
+            match stream.next(reader) {
+                Ok(Some(Item::Covered { author, ranges })) => {
+                    for (range, head) in ranges {
+                        all_taken &= match check_range(reader, folder, &author, range, head)? {
+                            Ok(taken) => taken,
+                            Err(reason) => return Ok(Looked::Wrong(reason)),
+                        };
+                        match ends.last_mut() {
+                            Some((last, end)) if *last == author => *end = range.last,
+                            _ => ends.push((author, range.last)),
+                        }
+                    }
+                }
+                Ok(Some(Item::Row { path, versions })) => {
+                    if let Err(reason) = row(&path, &versions) {
+                        return Ok(Looked::Wrong(reason));
+                    }
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(Broken::Content(reason)) => return Ok(Looked::Wrong(reason)),
+                Err(Broken::Store(error)) => return Err(error),
+            }
+        }
+        let hash = stream.hasher.as_ref().map(blake3::Hasher::finalize);
+        if !stream.items.is_complete() || hash.is_none_or(|hash| hash != snapshot.content.hash) {
+            return Ok(Looked::Wrong("a snapshot's content is not what its entry says".to_owned()));
+        }
+        if ends != snapshot.covered {
+            return Ok(Looked::Wrong("a snapshot does not say which entries it covers".to_owned()));
+        }
+        Ok(Looked::Sound { all_taken })
+    });
+    looked
+}
+
+/// Whether a range of entries was taken in here; the reason if it ends in another entry than the one here.
+fn check_range(
+    reader: &Reader<'_>,
+    folder: &Folder,
+    author: &AuthorId,
+    range: Range,
+    head: EnvelopeHash,
+) -> Result<Result<bool, String>, StoreError> {
+    let group = folder.group.id;
+    let hashes = reader.hashes_at(&group, author, range.last)?;
+    if !hashes.is_empty() && !hashes.contains(&head) {
+        return Ok(Err(format!("a snapshot covers other entries of author {} than are here", author.short())));
+    }
+    Ok(Ok(reader.is_taken(folder.fid, &group, author, range)?))
+}
+
+/// What a snapshot says of a path.
+pub(super) fn row(path: &TreePath, versions: &[u8]) -> Result<Versions, String> {
+    let decoded = Versions::decode(versions).ok().filter(|decoded| decoded.winner().is_some());
+    let sound = decoded.filter(|decoded| decoded.encode() == versions);
+    sound.ok_or_else(|| format!("a snapshot says of {path} what no record can say"))
+}

@@ -15,13 +15,21 @@ pub struct Config {
     pub passphrase: PassphraseSource,
     /// How the device is reached and reaches others.
     pub network: Network,
+    /// Entries after which a snapshot of a folder is written: for tests, which have no year.
+    #[doc(hidden)]
+    pub snapshot_after: Option<u64>,
 }
 
 impl Config {
     /// A home on the usual network, its passphrase from a systemd credential if it needs one.
     #[must_use]
     pub fn new(home: impl Into<PathBuf>) -> Self {
-        Self { home: home.into(), passphrase: PassphraseSource::system(), network: Network::default() }
+        Self {
+            home: home.into(),
+            passphrase: PassphraseSource::system(),
+            network: Network::default(),
+            snapshot_after: None,
+        }
     }
 }
 

@@ -200,7 +200,7 @@ impl Device {
     /// Blocks others out of the home until it is closed or dropped. Not cancel safe in what it says: a dropped future may
     /// still have started; the home is free again once it has ended.
     pub async fn open(config: Config) -> Result<Self, ClientError> {
-        let Config { home, passphrase, network } = config;
+        let Config { home, passphrase, network, snapshot_after } = config;
         let opening = tokio::task::spawn_blocking(move || open_home(&home, &passphrase));
         let (home, lock, store) = opening.await.map_err(|_| ClientError::Closed)??;
         let rng: SharedRng = Arc::new(Mutex::new(rand_core::UnwrapErr(getrandom::SysRng)));
@@ -258,7 +258,7 @@ impl Device {
             unproven: Arc::new(Semaphore::new(peers::MAX_UNPROVEN)),
             warnings,
             home: home.path().to_owned(),
-            folders: Folders::default(),
+            folders: Folders::new(snapshot_after),
             paces: [Arc::new(Pace::new(limit.subscribe())), Arc::new(Pace::new(limit.subscribe()))],
             limit,
         });

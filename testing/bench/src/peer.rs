@@ -202,7 +202,7 @@ async fn open(home: &Path, runtime: &Path) -> Result<Device> {
         runtime_dir: Some(runtime.to_owned()),
         ..Network::default()
     };
-    let config = Config { home: home.to_owned(), passphrase: PassphraseSource::none(), network };
+    let config = Config { home: home.to_owned(), passphrase: PassphraseSource::none(), network, snapshot_after: None };
     Ok(Device::open(config).await?)
 }
 

@@ -143,7 +143,7 @@ impl Folder {
         group: Arc<Group>,
         row: &FolderRow,
         chunker: &sync_types::Chunker,
-        snapshot_after: u64,
+        snapshot_after: Option<u64>,
         cancel: CancellationToken,
         spawn: impl Fn(std::pin::Pin<Box<dyn Future<Output = ()> + Send>>),
     ) -> Result<Option<Arc<Self>>, FolderError> {

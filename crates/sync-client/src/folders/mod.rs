@@ -19,7 +19,6 @@ mod versions;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -61,11 +60,15 @@ pub(crate) struct Folders {
     running: Mutex<HashMap<FolderId, Arc<Folder>>>,
     /// One is shared, placed or left at a time: two could overlap.
     changing: tokio::sync::Mutex<()>,
-    /// Entries after which a snapshot is written; 0 for the usual number.
-    snapshot_after: AtomicU64,
+    snapshot_after: Option<u64>,
 }
 
 impl Folders {
+    /// None is running; they write a snapshot after this many entries, or the usual number.
+    pub(crate) fn new(snapshot_after: Option<u64>) -> Self {
+        Self { snapshot_after, ..Self::default() }
+    }
+
     fn running(&self) -> MutexGuard<'_, HashMap<FolderId, Arc<Folder>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -96,7 +99,7 @@ async fn start(device: &Arc<Inner>, group: &Arc<Group>, row: &FolderRow) -> Resu
     let charter = group.store().read(move |reader| Ok(reader.group(&id)?.charter)).await?;
     let chunker = Charter::decode(&charter).map_err(crate::keys::KeysError::from)?.chunker;
     let spawn = |task| device.spawn(task);
-    let snapshot_after = device.folders.snapshot_after.load(Ordering::Relaxed);
+    let snapshot_after = device.folders.snapshot_after;
     let closed = device.closed().child_token();
     if let Some(folder) = Folder::start(group.clone(), row, &chunker, snapshot_after, closed, spawn)? {
         let [serving, fetching] = device.paces.clone();
@@ -368,13 +371,6 @@ impl Device {
     pub async fn folder_log(&self, folder: FolderId) -> Result<FolderLog, ClientError> {
         let running = self.inner.folders.get(&folder).ok_or_else(|| FolderError::Unknown(folder.to_string()))?;
         Ok(snapshots::log(&running).await?)
-    }
-
-    /// Has folders that are placed or resumed from now on write a snapshot after this many entries: for tests, which have
-    /// no year.
-    #[doc(hidden)]
-    pub fn set_snapshot_after(&self, entries: u64) {
-        self.inner.folders.snapshot_after.store(entries, Ordering::Relaxed);
     }
 
     /// Bytes per second that fetching and serving chunks may use together, each way; none for no limit.

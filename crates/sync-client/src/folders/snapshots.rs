@@ -24,7 +24,7 @@ pub(crate) use self::content::unpack;
 use super::engine::Folder;
 
 /// Entries taken in since the last snapshot, after which one is worth more than they are; and the least number of records.
-pub(crate) const SNAPSHOT_AFTER: u64 = 10_000;
+const SNAPSHOT_AFTER: u64 = 10_000;
 /// Entries dropped, or rows looked at for being forgotten, in one commit.
 const DROPPED: usize = 2_000;
 /// Pieces of older snapshots removed in one commit.
@@ -52,9 +52,9 @@ pub(crate) struct Snapshots {
 }
 
 impl Snapshots {
-    pub(crate) fn new(after: u64) -> Self {
+    pub(crate) fn new(after: Option<u64>) -> Self {
         Self {
-            after: if after == 0 { SNAPSHOT_AFTER } else { after },
+            after: after.unwrap_or(SNAPSHOT_AFTER).max(1),
             wake: Notify::new(),
             due: AtomicBool::new(false),
             awaits: watch::channel(false).0,

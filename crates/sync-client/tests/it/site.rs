@@ -64,7 +64,7 @@ impl Site {
             runtime_dir: Some(self.path("run")),
             ..Network::default()
         };
-        Config { home: self.path(name), passphrase: PassphraseSource::none(), network }
+        Config { home: self.path(name), passphrase: PassphraseSource::none(), network, snapshot_after: None }
     }
 
     pub(crate) async fn open(&self, name: &str) -> Device {

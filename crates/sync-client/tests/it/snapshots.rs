@@ -4,8 +4,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use sync_client::chunks::ChunkSource;
 use sync_client::folders::{FolderLog, FolderOptions, FolderState, FolderStatus};
-use sync_client::{Device, FolderId, GroupId};
+use sync_client::{Config, Device, FolderId, GroupId};
+use sync_core::folder::{Version, Versions};
+use sync_types::folder::{
+    ChunkRef, Chunks, Dot, FileContent, KIND_RECORDS, KIND_SNAPSHOT, Node, Record, RecordBatch, TreePath, Vector,
+    folder_stream,
+};
+use sync_types::snapshot::{Item, Snapshot};
+use sync_types::{AuthorId, EnvelopeHash, Number, Range};
 
 use crate::site::*;
 
@@ -23,8 +31,8 @@ struct Folders {
 impl Folders {
     async fn new() -> Self {
         let site = Site::new();
-        let a = site.device("a").await;
-        a.set_snapshot_after(AFTER);
+        site.init("a");
+        let a = open(&site, "a").await;
         std::fs::create_dir_all(site.path("a-tree")).expect("a directory");
         let status = a.share_folder(&site.path("a-tree"), None, FolderOptions::default()).await.expect("shares");
         let (group, folder) = (status.group.parse().expect("an id"), status.id.parse().expect("an id"));
@@ -36,8 +44,8 @@ impl Folders {
     }
 
     async fn join(&mut self, inviter: &str, name: &'static str) {
-        let device = self.site.device(name).await;
-        device.set_snapshot_after(AFTER);
+        self.site.init(name);
+        let device = open(&self.site, name).await;
         let inviter = self.devices[inviter].client(self.group).expect("a client");
         pair(&inviter, &device).await;
         device.offered_folders(self.group, PATIENCE).await.expect("folders");
@@ -50,7 +58,7 @@ impl Folders {
     }
 
     async fn open(&mut self, name: &'static str) {
-        let device = self.site.open(name).await;
+        let device = open(&self.site, name).await;
         self.devices.insert(name, device);
     }
 
@@ -113,6 +121,10 @@ impl Folders {
             tokio::time::sleep(LOOK).await;
         }
     }
+}
+
+async fn open(site: &Site, name: &str) -> Device {
+    Device::open(Config { snapshot_after: Some(AFTER), ..site.config(name) }).await.expect("opens")
 }
 
 /// Every file of a tree with its content.
@@ -260,4 +272,223 @@ async fn one_with_all_entries_one_with_some_and_one_with_none_come_to_the_same()
     for name in ["a", "b", "c", "d"] {
         folders.believes(name).await;
     }
+}
+
+/// Alice with a folder, a member who means it ill, and one who gives out whatever that one calls a snapshot's content.
+struct Hostile {
+    site: Site,
+    a: Device,
+    folder: FolderId,
+    mallory: Member,
+    target: Target,
+    raw: Raw,
+    sent: Vec<Vec<u8>>,
+    shelf: std::sync::Arc<Shelf>,
+    _helper: Device,
+}
+
+#[derive(Default)]
+struct Shelf(std::sync::Mutex<std::collections::HashMap<[u8; 32], Vec<u8>>>);
+
+impl ChunkSource for Shelf {
+    fn read(&self, _: &GroupId, hash: &[u8; 32]) -> Option<Vec<u8>> {
+        self.0.lock().expect("no panic").get(hash).cloned()
+    }
+}
+
+impl Hostile {
+    async fn new() -> Self {
+        let site = Site::new();
+        let a = site.device("a").await;
+        let helper = site.device("helper").await;
+        write(&site.path("a-tree/mine"), "mine");
+        write(&site.path("outside"), "outside");
+        let status = a.share_folder(&site.path("a-tree"), None, FolderOptions::default()).await.expect("shares");
+        let alice = a.only_client().expect("a client");
+        let shelf = std::sync::Arc::new(Shelf::default());
+        let helping = pair(&alice, &helper).await;
+        helper.serve_chunks(helping.group(), shelf.clone()).expect("serves");
+        let invite = a.invite(alice.group(), LIFETIME).await.expect("invites");
+        let target = Target::of_link(&invite.link, alice.group());
+        let raw = Raw::new().await;
+        let mallory = raw.join(&alice).await;
+        let folder = status.id.parse().expect("an id");
+        let mut hostile = Self { site, a, folder, mallory, target, raw, sent: Vec::new(), shelf, _helper: helper };
+        let path = |n| TreePath::new(format!("theirs-{n}")).expect("a path");
+        for n in 1..=2u8 {
+            let batch = RecordBatch { records: vec![Record { path: path(n), ..hostile.record(n) }] };
+            hostile.send(KIND_RECORDS, &batch.encode()).await;
+        }
+        hostile
+    }
+
+    fn author(&self) -> AuthorId {
+        self.mallory.author.id()
+    }
+
+    fn record(&self, n: u8) -> Record {
+        let path = TreePath::new(format!("theirs-{n}")).expect("a path");
+        Record { path, node: file(n), mode: 0o644, mtime: 1, basis: Vector::default() }
+    }
+
+    /// The row of what mallory said of a path.
+    fn row(&self, n: u8) -> Item {
+        let version = Version::new(&self.record(n), Dot::new(self.author(), Number(u64::from(n)), 0));
+        self.row_of(&format!("theirs-{n}"), version)
+    }
+
+    fn row_of(&self, path: &str, version: Version) -> Item {
+        let mut versions = Versions::default();
+        versions.insert(version);
+        Item::Row { path: TreePath::new(path).expect("a path"), versions: versions.encode() }
+    }
+
+    /// What is covered: mallory's two entries.
+    fn covered(&self) -> Item {
+        let range = Range { first: Number(1), last: Number(2) };
+        Item::Covered { author: self.author(), ranges: vec![(range, hash_of(&self.sent[1]))] }
+    }
+
+    /// Sends an entry in a session of its own: whoever is connected and gives out no chunks only costs time.
+    async fn send(&mut self, kind: u16, body: &[u8]) {
+        let plain = sync_crypto::content::encode(&folder_stream(&self.folder), kind, body).expect("fits");
+        let previous = self.sent.last().map_or(EnvelopeHash::NONE, |bytes| hash_of(bytes));
+        let number = self.sent.len() as u64 + 1;
+        let entry = self.mallory.seal(self.mallory.header(number, previous), &plain);
+        self.sent.push(entry.clone());
+        let mut talk = self.raw.dial(&self.target).await;
+        talk.go_live(&self.mallory, Offer::default()).await;
+        talk.push(vec![entry], number).await;
+    }
+
+    fn content(&self, bytes: Vec<u8>) -> FileContent {
+        let hash = *blake3::hash(&bytes).as_bytes();
+        let size = bytes.len() as u64;
+        self.shelf.0.lock().expect("no panic").insert(hash, bytes);
+        FileContent { size, hash, chunks: Chunks::Whole }
+    }
+
+    fn snapshot(&self, items: &[Item]) -> Snapshot {
+        let mut bytes = Vec::new();
+        items.iter().for_each(|item| item.append(&mut bytes));
+        Snapshot { covered: vec![(self.author(), Number(2))], content: self.content(bytes) }
+    }
+
+    async fn log(&self) -> FolderLog {
+        self.a.folder_log(self.folder).await.expect("a log")
+    }
+
+    async fn tell(&mut self, snapshot: &Snapshot) {
+        self.send(KIND_SNAPSHOT, &snapshot.encode()).await;
+    }
+
+    /// Tells of a snapshot that is refused, and counted, and changes nothing.
+    async fn refused(&mut self, what: &str, snapshot: &Snapshot) {
+        let alice = self.a.only_client().expect("a client");
+        let before = refused(&alice).await;
+        self.tell(snapshot).await;
+        until(&alice, what, |status| status.refused > before).await;
+        self.unharmed(what).await;
+        let status = self.a.folders().await.expect("folders").into_iter().next().expect("one");
+        assert!(status.problems.iter().any(|problem| problem.problem.contains("snapshot")), "{what}: {status:?}");
+    }
+
+    async fn unharmed(&self, what: &str) {
+        assert_eq!(self.log().await.dropped, 0, "{what}");
+        let tree = self.site.path("a-tree");
+        assert_eq!(std::fs::read_to_string(tree.join("mine")).expect("reads"), "mine", "{what}");
+        assert_eq!(std::fs::read_to_string(self.site.path("outside")).expect("reads"), "outside", "{what}");
+    }
+}
+
+fn file(n: u8) -> Node {
+    Node::File(FileContent { size: 7, hash: [n; 32], chunks: Chunks::Whole })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_lies_is_refused_and_nothing_is_dropped_for_it() {
+    let mut hostile = Hostile::new().await;
+    let end = |rows| Item::End { rows };
+    let (covered, one, two) = (hostile.covered(), hostile.row(1), hostile.row(2));
+    let items = vec![covered.clone(), one.clone(), two.clone(), end(2)];
+
+    let unsorted = hostile.snapshot(&[covered.clone(), two.clone(), one.clone(), end(2)]);
+    hostile.refused("unsorted rows", &unsorted).await;
+    let twice = hostile.snapshot(&[covered.clone(), one.clone(), one.clone(), two.clone(), end(3)]);
+    hostile.refused("a path twice", &twice).await;
+    let cut_off = hostile.snapshot(&[covered.clone(), one.clone(), two.clone()]);
+    hostile.refused("a content that is cut off", &cut_off).await;
+
+    let mut bytes = Vec::new();
+    items.iter().for_each(|item| item.append(&mut bytes));
+    let at = bytes.windows(8).position(|window| window == b"theirs-1").expect("the path");
+    bytes[at..at + 8].copy_from_slice(b"../evil1");
+    let escape = Snapshot { content: hostile.content(bytes), ..twice.clone() };
+    hostile.refused("a path that leaves the folder", &escape).await;
+
+    let mut wrong = hostile.snapshot(&items);
+    let piece = ChunkRef { hash: Some(wrong.content.hash), len: wrong.content.size };
+    wrong.content.chunks = Chunks::Inline(vec![piece]);
+    wrong.content.hash = [9; 32];
+    hostile.refused("another hash", &wrong).await;
+
+    let other = Item::Covered {
+        author: hostile.author(),
+        ranges: vec![(Range { first: Number(1), last: Number(2) }, EnvelopeHash([9; 32]))],
+    };
+    let other = hostile.snapshot(&[other, one.clone(), two.clone(), end(2)]);
+    hostile.refused("other entries than are here", &other).await;
+    let less = hostile.snapshot(&[one.clone(), two.clone(), end(2)]);
+    hostile.refused("nothing is said of what is covered", &less).await;
+
+    let left_out = hostile.snapshot(&[covered.clone(), one.clone(), end(1)]);
+    hostile.refused("a file is left out", &left_out).await;
+    let dot = Dot::new(hostile.author(), Number(2), 0);
+    let made_up = Version::new(&Record { node: file(77), ..hostile.record(2) }, dot);
+    let made_up = hostile.snapshot(&[covered.clone(), one.clone(), hostile.row_of("theirs-2", made_up), end(2)]);
+    hostile.refused("a file is made up", &made_up).await;
+
+    let number = hostile.sent.len() as u64 + 1;
+    let itself = Snapshot { covered: vec![(hostile.author(), Number(number))], ..twice.clone() };
+    hostile.refused("it covers its own entry", &itself).await;
+
+    // a row for each of many paths that nobody wrote
+    let many: Vec<Item> = (0..50_000)
+        .map(|n| {
+            hostile
+                .row_of(&format!("a{n:06}"), Version::new(&hostile.record(1), Dot::new(hostile.author(), Number(1), 1)))
+        })
+        .collect();
+    let many: Vec<Item> = [covered.clone()].into_iter().chain(many).chain([end(50_000)]).collect();
+    let mut bytes = Vec::new();
+    many.iter().for_each(|item| item.append(&mut bytes));
+    let refs = |bytes: &[u8]| -> Vec<ChunkRef> {
+        let piece =
+            |piece: &[u8]| ChunkRef { hash: Some(hostile.content(piece.to_vec()).hash), len: piece.len() as u64 };
+        bytes.chunks(1 << 20).map(piece).collect()
+    };
+    let (size, hash) = (bytes.len() as u64, *blake3::hash(&bytes).as_bytes());
+    let content = FileContent { size, hash, chunks: Chunks::Inline(refs(&bytes)) };
+    hostile.refused("many paths are made up", &Snapshot { content, ..twice.clone() }).await;
+
+    // what does not exist is waited for, and what is said to come is not believed
+    let mut beyond = hostile.snapshot(&items);
+    beyond.covered = vec![(hostile.author(), Number(2)), (AuthorId([0xee; 32]), Number(1 << 40))];
+    beyond.covered.sort();
+    hostile.tell(&beyond).await;
+    let basis = [Dot::new(AuthorId([0xee; 32]), Number(1 << 40), 0)].into_iter().collect();
+    let foresees = Version::new(&Record { basis, ..hostile.record(2) }, dot);
+    let foresees = hostile.snapshot(&[covered.clone(), one.clone(), hostile.row_of("theirs-2", foresees), end(2)]);
+    hostile.refused("the future is foreseen", &foresees).await;
+
+    // that none of it was refused for another reason: the same without a lie is believed
+    let honest = hostile.snapshot(&items);
+    hostile.tell(&honest).await;
+    let start = Instant::now();
+    while hostile.log().await.dropped != 1 {
+        assert!(start.elapsed() < PATIENCE, "{:?}", hostile.a.folders().await);
+        tokio::time::sleep(LOOK).await;
+    }
+    let status = hostile.a.folders().await.expect("folders").into_iter().next().expect("one");
+    assert!(!status.problems.iter().any(|problem| problem.problem.contains("snapshot")), "{status:?}");
 }

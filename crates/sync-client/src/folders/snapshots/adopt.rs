@@ -144,9 +144,7 @@ pub(super) fn adopt(
 ) -> Result<(), StoreError> {
     let (fid, group, sid) = (folder.fid, folder.group.id, begun.sid);
     let handle = Handle::current();
-    let write = |bytes, work: Box<dyn FnOnce(&mut Txn<'_>) -> Result<(), StoreError> + Send>| {
-        handle.block_on(folder.store().write(bytes, work))
-    };
+    let write = |bytes, work: Work| handle.block_on(folder.store().write(bytes, work));
     if begun.taken.is_none() {
         let covered = snapshot.covered.clone();
         write(0, Box::new(move |txn| txn.begin_adoption(fid, sid, &group, &covered)))?;
@@ -155,7 +153,7 @@ pub(super) fn adopt(
     let mut items = Stream::new(folder, content);
     loop {
         // a range is known to be covered only once the rows are here
-        let ranges = folder.store().read_here(|reader| Ok(next_ranges(&mut items, reader)?))?;
+        let ranges = folder.store().read_here(|reader| next_ranges(&mut items, reader))?;
         let Some((author, ranges)) = ranges else { break };
         for some in ranges.chunks(RANGES) {
             let some = some.to_vec();
@@ -166,6 +164,7 @@ pub(super) fn adopt(
     write(0, Box::new(move |txn| txn.complete_snapshot(fid, sid, &group, &covered, false)))
 }
 
+type Work = Box<dyn FnOnce(&mut Txn<'_>) -> Result<(), StoreError> + Send>;
 type Ranges = (AuthorId, Vec<(Range, EnvelopeHash)>);
 
 fn next_ranges(items: &mut Stream<'_>, reader: &Reader<'_>) -> Result<Option<Ranges>, StoreError> {

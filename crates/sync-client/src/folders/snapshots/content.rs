@@ -210,7 +210,7 @@ pub(super) enum Looked {
 
 /// Reads all of a content and checks it by itself and against the log.
 pub(super) fn look_through(folder: &Folder, content: &Content, snapshot: &Snapshot) -> Result<Looked, StoreError> {
-    let looked = folder.store().read_here(|reader| {
+    folder.store().read_here(|reader| {
         let mut stream = Stream { hasher: Some(blake3::Hasher::new()), ..Stream::new(folder, content) };
         let mut ends: Vec<(AuthorId, Number)> = Vec::new();
         let mut all_taken = true;
@@ -247,8 +247,7 @@ pub(super) fn look_through(folder: &Folder, content: &Content, snapshot: &Snapsh
             return Ok(Looked::Wrong("a snapshot does not say which entries it covers".to_owned()));
         }
         Ok(Looked::Sound { all_taken })
-    });
-    looked
+    })
 }
 
 /// Whether a range of entries was taken in here; the reason if it ends in another entry than the one here.

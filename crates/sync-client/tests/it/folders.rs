@@ -561,12 +561,20 @@ async fn m10_a_path_that_leads_out_of_the_folder_is_refused() {
         hostile.send(&bad).await;
         until(&alice, what, |status| status.refused > before).await;
     }
-    let long = format!("{}/{}", "x".repeat(200), "y".repeat(200));
+    let long = format!("{}/{}", "x".repeat(149), "y".repeat(150));
     let mut bad = RecordBatch { records: vec![record(&long, Node::Directory)] }.encode();
     let at = bad.iter().position(|byte| *byte == b'/').expect("a slash");
     bad[at] = b'z';
     let million = [&[0x92, 0x90, 0xdd][..], &1_000_000u32.to_be_bytes()].concat();
-    for (what, bad) in [("a name of 401 bytes", bad), ("a million records", million), ("garbage", noise(500))] {
+    let mut device = RecordBatch { records: vec![record("device", Node::Directory)] }.encode();
+    let kind = device.windows(2).rposition(|bytes| bytes == [0x91, 1]).expect("the kind of a directory");
+    device[kind + 1] = 4;
+    for (what, bad) in [
+        ("a name of 300 bytes", bad),
+        ("a million records", million),
+        ("a kind that is no file, directory or link", device),
+        ("garbage", noise(500)),
+    ] {
         let before = refused(&alice).await;
         hostile.send(&bad).await;
         until(&alice, what, |status| status.refused > before).await;

@@ -4,6 +4,7 @@
 //! A first sync ends when both sides say that nothing is pending and the receiving tree has the entries and bytes of the
 //! sending one.
 
+mod away;
 mod copy;
 mod machine;
 mod ours;
@@ -86,6 +87,8 @@ enum Work {
     Rescan,
     /// Rename of a directory with 10,000 files
     Rename,
+    /// A device that was off while a tree changed 50,000 times; ours alone
+    Away,
 }
 
 /// Measures and prints.
@@ -122,6 +125,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         round.sources()?;
         round.small_files()?;
         round.rename()?;
+        round.away()?;
         failed += round.failed;
     }
     if args.json {
@@ -361,6 +365,19 @@ impl Round<'_> {
         })
     }
 
+    fn away(&mut self) -> Result<()> {
+        if !self.wants(&[Work::Away]) {
+            return Ok(());
+        }
+        eprintln!("  a device that was off");
+        machine::settle_disk();
+        if let Err(error) = away::run(self.site, self.args.command.as_deref(), self.args.quick, self.table) {
+            self.failed += 1;
+            self.table.note(format!("ours failed at a device that was off: {error:#}"));
+        }
+        Ok(())
+    }
+
     fn rename(&mut self) -> Result<()> {
         if !self.wants(&[Work::Rename]) {
             return Ok(());
@@ -407,7 +424,7 @@ fn goals(work: Work) -> Vec<First> {
         Work::File => vec![First::Time(0.75, Tool::Syncthing), First::Time(1.3, Tool::Cp), First::Memory(100.0)],
         Work::Source => vec![First::Time(0.35, Tool::Syncthing), First::Time(1.3, Tool::Rsync)],
         Work::Small => vec![First::Time(0.2, Tool::Syncthing), First::Time(1.5, Tool::Rsync), First::Memory(150.0)],
-        Work::Insert | Work::Save | Work::Rescan | Work::Rename => Vec::new(),
+        Work::Insert | Work::Save | Work::Rescan | Work::Rename | Work::Away => Vec::new(),
     }
 }
 

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::iter::successors;
 
+use sync_core::folder::snapshot::remembered;
 use sync_core::folder::{Action, Change, Disk, Seen, Version, Versions, basis, decide};
 use sync_folder::versions::Kept;
 use sync_folder::walk::{Kind, Stat};
@@ -303,7 +304,12 @@ fn put(
     disk: Option<&DiskState>,
     chunks: &[ChunkRow],
 ) -> Result<bool, StoreError> {
-    let versions = rows::versions(txn.reader().file(place.fid, key)?.as_ref())?;
+    let mut versions = rows::versions(txn.reader().file(place.fid, key)?.as_ref())?;
+    if let Some(disk) = disk.filter(|_| versions.winner().is_none()) {
+        // it was deleted, and forgotten, while it was being put there
+        let covered = txn.reader().covered(place.fid)?.into_iter().collect();
+        versions = remembered(&rows::decode_vector(&disk.vector), &covered).unwrap_or(versions);
+    }
     let pending = differs(&txn.reader(), place, key, &versions, disk)?;
     let (live, size) = extent(&versions);
     let file = txn.put_file(place.fid, key, &versions.encode(), live, size, disk, pending)?;

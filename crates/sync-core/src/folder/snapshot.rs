@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use sync_types::folder::{Dot, Node};
+use sync_types::folder::{Dot, Node, Vector};
 use sync_types::{AuthorId, Number};
 
 use super::version::{Version, Versions};
@@ -74,6 +74,16 @@ pub fn adopt(row: &mut Versions, snapshot: Option<&Versions>, covered: &Coverage
     row.bury(superseded) || changed
 }
 
+/// The row of a path that was forgotten and at which something lies all the same, with what that has seen: if all of it is
+/// covered it was deleted, and what lies there is to go. None of what was never told, or told later.
+#[must_use]
+pub fn remembered(seen: &Vector, covered: &Coverage) -> Option<Versions> {
+    let dot = seen.iter().next().filter(|_| seen.iter().all(|dot| covered.contains(dot)))?;
+    let mut row = Versions::default();
+    row.insert(Version { dot, vector: seen.clone(), node: Node::Deleted, mode: 0, mtime: 0 });
+    Some(row)
+}
+
 /// What comes of comparing a snapshot with a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Comparison {
@@ -117,7 +127,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use proptest::prelude::*;
-    use sync_types::folder::{Chunks, FileContent, Record, TreePath, Vector};
+    use sync_types::folder::{Chunks, FileContent, Record, TreePath};
 
     use super::*;
 
@@ -401,6 +411,17 @@ mod tests {
         assert!(!newcomer.is_live());
         let covered: Coverage = [(author(0), Number(1)), (author(1), Number(7))].into_iter().collect();
         assert!(is_forgotten(&row, &covered));
+    }
+
+    #[test]
+    fn what_lies_at_a_forgotten_path_goes_unless_it_is_new() {
+        let covered: Coverage = [(author(0), Number(5))].into_iter().collect();
+        let seen: Vector = [Dot::new(author(0), Number(3), 0)].into_iter().collect();
+        let row = remembered(&seen, &covered).expect("it was deleted");
+        assert!(!row.is_live() && row.covers(&seen));
+        let later: Vector = seen.iter().chain([Dot::new(author(1), Number(1), 0)]).collect();
+        assert_eq!(remembered(&later, &covered), None);
+        assert_eq!(remembered(&Vector::default(), &covered), None);
     }
 
     #[test]

@@ -1026,7 +1026,7 @@ fn what_sync_replaced_can_be_listed_and_restored() {
     anna.ran(&["restore", &text(&mine)]).success();
     equal(&here, &there);
     assert!(bens.exists());
-    assert!(anna.ran(&["restore", &format!("{}@99999999", text(&mine))]).fails(2).contains("no version 99999999"));
+    assert!(anna.ran(&["restore", &format!("{}@9999999999999999", text(&mine))]).fails(2).contains("no version 9999999999999999"));
     assert!(anna.ran(&["versions", "/etc/passwd"]).fails(2).contains("in no folder"));
     assert!(ben.ran(&["versions", &text(&there.join("never"))]).success().contains("nothing is kept"));
 }

@@ -34,6 +34,8 @@ pub struct Kept {
     pub mtime: i64,
     /// The text of a link, where it is text.
     pub target: Option<String>,
+    /// Its inode, which it had where it lay.
+    pub ino: u64,
 }
 
 /// What a folder keeps of what was replaced or removed.
@@ -202,7 +204,7 @@ pub(crate) fn random_name() -> Result<String, ApplyError> {
 /// Which versions of one path go, as places in `kept_at` (Unix seconds, ascending): the staggered keep.
 ///
 /// For an hour one stays of every 30 seconds, for a day one of every hour, for 30 days one of every day, for a year one
-/// of every week. The last one replaced stays for that year whatever was replaced shortly before it.
+/// of every week. The last one replaced stays, whatever was replaced shortly before it and however old it is.
 #[must_use]
 pub fn thin(now: i64, kept_at: &[i64]) -> Vec<usize> {
     let mut last_age = None;
@@ -210,32 +212,18 @@ pub fn thin(now: i64, kept_at: &[i64]) -> Vec<usize> {
     for (index, at) in kept_at.iter().enumerate() {
         // A time still to come is a clock that was set back.
         let age = now.saturating_sub(*at).max(0);
+        if index + 1 == kept_at.len() {
+            break;
+        }
         let Some((_, step)) = STEPS.iter().find(|(until, _)| age < *until) else {
             drop.push(index);
             continue;
         };
-        let is_newest = index + 1 == kept_at.len();
-        if !is_newest && last_age.is_some_and(|last: i64| last - age < *step) {
+        if last_age.is_some_and(|last: i64| last - age < *step) {
             drop.push(index);
         } else {
             last_age = Some(age);
         }
-    }
-    drop
-}
-
-/// Which versions of all paths go so that the rest is within `most` bytes, as places in `kept` (Unix seconds and bytes,
-/// ascending): the oldest.
-#[must_use]
-pub fn over(most: u64, kept: &[(i64, u64)]) -> Vec<usize> {
-    let mut sum = kept.iter().map(|(_, size)| u128::from(*size)).sum::<u128>();
-    let mut drop = Vec::new();
-    for (index, (_, size)) in kept.iter().enumerate() {
-        if sum <= u128::from(most) {
-            break;
-        }
-        sum -= u128::from(*size);
-        drop.push(index);
     }
     drop
 }
@@ -253,7 +241,8 @@ fn kept(dir: &Dir, name: &str, stat: &Stat) -> Kept {
         _ => None,
     };
     let at = own_part(name).split('-').next().and_then(|at| at.parse().ok()).unwrap_or_default();
-    Kept { name: name.to_owned(), at, kind: stat.kind, size: stat.size, mode: stat.mode, mtime: stat.mtime, target }
+    let Stat { kind, size, mode, mtime, ino } = *stat;
+    Kept { name: name.to_owned(), at, kind, size, mode, mtime, target, ino }
 }
 
 fn own_part(name: &str) -> &str {
@@ -361,8 +350,8 @@ mod tests {
         let ages = |ages: &[i64]| ages.iter().map(|age| NOW - age).collect::<Vec<_>>();
         for (kept, drop, why) in [
             (vec![], vec![], "nothing"),
-            (vec![400 * 86_400], vec![0], "more than a year old"),
-            (vec![364 * 86_400], vec![], "less"),
+            (vec![400 * 86_400], vec![], "more than a year old, but the newest"),
+            (vec![400 * 86_400, 364 * 86_400, 0], vec![0], "more than a year old, and less"),
             (vec![100, 80, 60, 40, 0], vec![1, 3], "30 seconds apart, and the newest"),
             (vec![100, 99, 98], vec![1], "the newest stays whatever came before"),
             (vec![7300, 7200, 3700, 3600, 3599], vec![1, 3], "an hour apart, then 30 seconds"),
@@ -374,15 +363,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_oldest_go_first_when_there_is_no_room() {
-        let kept = [(1, 50), (2, 0), (3, 30), (4, 20)];
-        for (most, drop) in [(100, vec![]), (99, vec![0]), (50, vec![0]), (49, vec![0, 1, 2]), (0, vec![0, 1, 2, 3])] {
-            assert_eq!(over(most, &kept), drop, "{most}");
-        }
-        assert_eq!(over(u64::MAX, &[(1, u64::MAX), (2, u64::MAX)]), [0]);
-    }
-
     proptest! {
         #[test]
         fn thinning_twice_drops_nothing_more(mut ages in proptest::collection::vec(-100i64..40_000_000, 0..60)) {
@@ -391,18 +371,8 @@ mod tests {
             let drop = thin(NOW, &kept);
             let left: Vec<_> = kept.iter().enumerate().filter(|(at, _)| !drop.contains(at)).map(|(_, at)| *at).collect();
             prop_assert_eq!(thin(NOW, &left), Vec::<usize>::new());
-            if let Some(newest) = kept.last().filter(|newest| NOW - **newest < 365 * 86_400) {
-                prop_assert_eq!(left.last(), Some(newest));
-            }
+            prop_assert_eq!(left.last(), kept.last());
             prop_assert!(left.len() <= 120 + 24 + 30 + 53 + 5);
-        }
-
-        #[test]
-        fn what_is_left_fits(sizes in proptest::collection::vec(0u64..1000, 0..40), most in 0u64..20_000) {
-            let kept: Vec<_> = sizes.iter().map(|size| (0, *size)).collect();
-            let left = over(most, &kept).len();
-            prop_assert!(sizes[left..].iter().sum::<u64>() <= most);
-            prop_assert!(left == 0 || sizes[left - 1..].iter().sum::<u64>() > most);
         }
     }
 }

@@ -59,9 +59,11 @@ impl Args {
     }
 }
 
-/// A path, and the version named behind it: eight digits of a hash, or k and a number.
+/// A path, and the version named behind it: the first digits of a hash, or k and a number.
 fn split(path: &Path) -> (PathBuf, Option<String>) {
-    let is_hash = |text: &str| text.len() == 8 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_hash = |text: &str| {
+        (16..=64).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
     let is_number = |text: &str| text.strip_prefix('k').is_some_and(|number| number.parse::<u64>().is_ok());
     let named = path.file_name().and_then(OsStr::to_str).and_then(|name| {
         let (name, version) = name.rsplit_once('@')?;
@@ -81,13 +83,14 @@ mod tests {
     fn a_version_is_what_follows_the_last_at() {
         for (text, path, version) in [
             ("a/b.txt", "a/b.txt", None),
-            ("a/b.txt@0123abcd", "a/b.txt", Some("0123abcd")),
+            ("a/b.txt@0123abcd0123abcd", "a/b.txt", Some("0123abcd0123abcd")),
+            ("a/b.txt@0123abcd", "a/b.txt@0123abcd", None),
             ("a@k1/b", "a@k1/b", None),
             ("a@k1@k2", "a@k1", Some("k2")),
             ("me@example.org", "me@example.org", None),
             ("a@3", "a@3", None),
             ("a@k", "a@k", None),
-            ("a@0123ABCD", "a@0123ABCD", None),
+            ("a@0123ABCD0123ABCD", "a@0123ABCD0123ABCD", None),
         ] {
             assert_eq!(split(Path::new(text)), (PathBuf::from(path), version.map(str::to_owned)), "{text}");
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use sync_core::folder::Disk;
 use sync_folder::apply::{Applier, ApplyError, Check, Expected, Ready};
 use sync_folder::cut::Cut;
-use sync_store::{Appended, Reader, StoreError, Txn};
+use sync_store::{Appended, NewKept, Reader, StoreError, Txn};
 use sync_types::folder::{Node, TreePath};
 use tokio::runtime::Handle;
 
@@ -53,10 +53,19 @@ pub(crate) fn merge(
     };
     let lost = placed.kept.map(|kept| new_kept(path, kept, hash_of(&loser.version.node), loser.chunks.clone(), now()));
     let won = new_kept(path, applier.keep(ready)?, hash_of(&take.node), chunks, now());
-    let kept = lost.into_iter().chain([won]).collect();
+    let kept: Vec<NewKept> = lost.into_iter().chain([won]).collect();
     let cut = folder.cutter.cut_file(applier.root(), path, &placed.stat, &mut |_| ControlFlow::Continue(()));
-    // whoever was faster edited the merged text: the next look at it tells
-    let Cut { content, stat, list, settled, .. } = cut.map_err(|_| ApplyError::Changed)?;
+    let Ok(Cut { content, stat, list, settled, .. }) = cut else {
+        // whoever was faster edited the merged text: the next look at it tells, and both edits stay in the list
+        let fid = folder.fid;
+        let noting = folder
+            .store()
+            .write(RECORDS_BYTES, move |txn| kept.iter().try_for_each(|kept| txn.add_kept(fid, kept).map(drop)));
+        if let Err(error) = handle.block_on(noting) {
+            tracing::warn!(%error, "versions are in no list until the next start");
+        }
+        return Err(ApplyError::Changed);
+    };
     let chunks = rows::chunk_rows(&content, list.as_deref());
     let (path, take) = (path.clone(), take.clone());
     Ok(Some(Merged { path, take, stat, content, chunks, settled, kept }))

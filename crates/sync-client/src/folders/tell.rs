@@ -54,6 +54,9 @@ pub(crate) async fn run(folder: Arc<Folder>, mut asked: mpsc::Receiver<Request>)
     while !folder.cancel.is_cancelled() {
         match open(&folder).await {
             Ok(root) => {
+                if let Err(error) = super::versions::recover(&folder, &root).await {
+                    tracing::debug!(%error, "versions that are in no list stay so");
+                }
                 folder.set_root(Some(root.clone()));
                 folder.set_problem(None);
                 serve(&folder, &root, &mut asked).await;

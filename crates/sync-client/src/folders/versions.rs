@@ -1,11 +1,13 @@
 //! What was replaced or removed, here and on devices that are connected: listed, brought back, and thinned out.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
 use sync_folder::apply::{Applier, ApplyError, Expected};
-use sync_folder::versions::{over, thin};
+use sync_folder::root::Root;
+use sync_folder::versions::{Kept, Versions, thin};
 use sync_folder::walk;
 use sync_store::{KeptRow, StoreError};
 use sync_types::FolderId;
@@ -22,10 +24,12 @@ use crate::group::now;
 
 /// The share of a disk that versions may take: one part in so many.
 const SHARE: u64 = 10;
-/// Digits of a content's hash that name a version.
-const DIGITS: usize = 8;
-/// Versions looked at when some are to go; the rest follows the next time.
+/// Digits of a content's hash that name a version: too many for a member to find another content that has them.
+const DIGITS: usize = 16;
+/// Versions looked at together when some are to go.
 const LOOKED_AT: usize = 10_000;
+/// How far beyond the newest version the clock is believed, in seconds: one that is years ahead would end all of them.
+const BELIEVED: i64 = 30 * 24 * 3600;
 
 impl Device {
     /// What was replaced or removed at a path and is kept, on this device and those that are connected, newest first.
@@ -146,7 +150,7 @@ impl Device {
     ) -> Result<String, ClientError> {
         let kept = ask_kept(&folder.group, folder.id, path).await;
         let mut files = kept.into_iter().flat_map(|(_, files)| files);
-        let file = files.find(|file| hex(&file.content.hash)[..DIGITS] == *version);
+        let file = files.find(|file| version.len() >= DIGITS && hex(&file.content.hash).starts_with(version));
         let unknown = || FolderError::NoVersion { path: path.to_string(), version: version.to_owned() };
         let KeptFile { content, mode, mtime, .. } = file.ok_or_else(unknown)?;
         let received = match assemble::receive(folder, applier, &content, mode, mtime).await {
@@ -202,38 +206,109 @@ fn tree_path(path: &str) -> Result<TreePath, ClientError> {
 pub(crate) async fn trim(folder: &Arc<Folder>) -> Result<(), StoreError> {
     let Some(root) = folder.root() else { return Ok(()) };
     let fid = folder.fid;
-    let kept = folder.store().read(move |reader| reader.kept_oldest(fid, None, LOOKED_AT)).await?;
     let seconds = |row: &KeptRow| i64::try_from(row.at.0 / 1000).unwrap_or(i64::MAX);
-    let today = i64::try_from(now().0 / 1000).unwrap_or(i64::MAX);
-    let mut by_path: std::collections::BTreeMap<&[u8], Vec<&KeptRow>> = std::collections::BTreeMap::new();
-    for row in &kept {
-        by_path.entry(&row.key).or_default().push(row);
-    }
-    let mut gone: std::collections::BTreeSet<sync_store::KeptRowId> = std::collections::BTreeSet::new();
-    for rows in by_path.values() {
-        let times: Vec<i64> = rows.iter().map(|row| seconds(row)).collect();
-        gone.extend(thin(today, &times).into_iter().map(|at| rows[at].kid));
-    }
-    let rest: Vec<&KeptRow> = kept.iter().filter(|row| !gone.contains(&row.kid)).collect();
+    let (newest, mut sum) =
+        folder.store().read(move |reader| Ok((reader.kept_newest(fid)?, reader.kept_bytes(fid)?))).await?;
+    let Some(newest) = newest else { return Ok(()) };
+    let newest = i64::try_from(newest.0 / 1000).unwrap_or(i64::MAX);
+    let today = i64::try_from(now().0 / 1000).unwrap_or(i64::MAX).min(newest.saturating_add(BELIEVED));
     let most = root.free_space().map_or(u64::MAX, |(_, total)| total / SHARE);
-    let sizes: Vec<(i64, u64)> = rest.iter().map(|row| (seconds(row), row.size)).collect();
-    gone.extend(over(most, &sizes).into_iter().map(|at| rest[at].kid));
-    if gone.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<String> = kept.iter().filter(|row| gone.contains(&row.kid)).map(|row| row.name.clone()).collect();
-    // files first: one that stays behind a crash would never be found again, a row without its file is only a line
-    let removing = tokio::task::spawn_blocking(move || {
-        let versions = sync_folder::versions::Versions::new(root);
-        for name in &names {
-            if let Err(error) = versions.remove(name) {
-                tracing::debug!(%error, "a version could not be removed");
+    let mut after = None;
+    loop {
+        let from = after;
+        let kept = folder.store().read(move |reader| reader.kept_oldest(fid, from, LOOKED_AT)).await?;
+        let Some(last) = kept.last() else { break };
+        after = Some((last.at, last.kid));
+        let mut by_path: std::collections::BTreeMap<&[u8], Vec<&KeptRow>> = std::collections::BTreeMap::new();
+        for row in &kept {
+            by_path.entry(&row.key).or_default().push(row);
+        }
+        let mut gone: std::collections::BTreeSet<sync_store::KeptRowId> = std::collections::BTreeSet::new();
+        for rows in by_path.values() {
+            let times: Vec<i64> = rows.iter().map(|row| seconds(row)).collect();
+            gone.extend(thin(today, &times).into_iter().map(|at| rows[at].kid));
+        }
+        for row in &kept {
+            // the oldest of all go first
+            if sum > most {
+                gone.insert(row.kid);
+            }
+            if gone.contains(&row.kid) {
+                sum = sum.saturating_sub(row.size);
             }
         }
-        versions.remove_empty_months()
-    });
+        forget(folder, &root, kept.into_iter().filter(|row| gone.contains(&row.kid)).collect()).await?;
+    }
+    let removing = tokio::task::spawn_blocking(move || Versions::new(root).remove_empty_months());
     if let Ok(Err(error)) = removing.await {
         tracing::debug!(%error, "empty directories of versions stay");
     }
-    folder.store().write(0, move |txn| gone.into_iter().try_for_each(|kid| txn.remove_kept(kid))).await
+    Ok(())
+}
+
+/// Removes versions, files first: one that stays behind a crash is found again by [`recover`], and a row without its file
+/// is only a line.
+async fn forget(folder: &Arc<Folder>, root: &Arc<Root>, gone: Vec<KeptRow>) -> Result<(), StoreError> {
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let (root, gone) = (root.clone(), Arc::new(gone));
+    let names = gone.clone();
+    let removing = tokio::task::spawn_blocking(move || {
+        let versions = Versions::new(root);
+        for row in names.iter() {
+            if let Err(error) = versions.remove(&row.name) {
+                tracing::debug!(%error, "a version could not be removed");
+            }
+        }
+    });
+    removing.await.map_err(|_| StoreError::Closed)?;
+    folder.store().write(0, move |txn| gone.iter().try_for_each(|row| txn.remove_kept(row.kid))).await
+}
+
+/// Notes what lies among the versions and is in no list: a crash came between putting it there and noting that.
+///
+/// A kept file is the very one that lay at its path, by its inode; so the index still says which path that was.
+pub(crate) async fn recover(folder: &Arc<Folder>, root: &Arc<Root>) -> Result<(), StoreError> {
+    let listing = root.clone();
+    let listed = tokio::task::spawn_blocking(move || Versions::new(listing).list());
+    let mut unknown: HashMap<String, Kept> = match listed.await.map_err(|_| StoreError::Closed)? {
+        Ok(listed) => listed.into_iter().map(|kept| (kept.name.clone(), kept)).collect(),
+        Err(error) => {
+            tracing::debug!(%error, "versions cannot be listed");
+            return Ok(());
+        }
+    };
+    let fid = folder.fid;
+    let mut after = None;
+    while !unknown.is_empty() {
+        let from = after;
+        let kept = folder.store().read(move |reader| reader.kept_oldest(fid, from, LOOKED_AT)).await?;
+        let Some(last) = kept.last() else { break };
+        after = Some((last.at, last.kid));
+        kept.iter().for_each(|row| drop(unknown.remove(&row.name)));
+    }
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let mut by_inode: HashMap<(u64, u64), Kept> =
+        unknown.into_values().map(|kept| ((kept.ino, kept.size), kept)).collect();
+    let mut after: Option<Vec<u8>> = None;
+    while !by_inode.is_empty() {
+        let from = after.clone();
+        let rows = folder.store().read(move |reader| reader.files_after(fid, from.as_deref(), LOOKED_AT)).await?;
+        let Some(last) = rows.last() else { break };
+        after = Some(last.key.clone());
+        for row in &rows {
+            let Some(disk) = &row.disk else { continue };
+            let Some(kept) = by_inode.remove(&(disk.ino, disk.size)) else { continue };
+            let Some(path) = TreePath::from_key(&row.key).filter(|_| kept.mtime == disk.mtime) else { continue };
+            let work = move |txn: &mut sync_store::Txn<'_>| {
+                let kept = index::kept_from(&txn.reader(), fid, &path, kept.clone(), now())?;
+                txn.add_kept(fid, &kept)
+            };
+            folder.store().write(256, work).await?;
+        }
+    }
+    Ok(())
 }

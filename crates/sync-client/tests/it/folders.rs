@@ -212,8 +212,32 @@ async fn a_version_is_restored_from_the_device_that_keeps_it() {
     shared.a.restore(shared.folder, "film", &kept.version, RestoreTo::Place).await.expect("restores");
     shared.equal().await;
     assert!(std::fs::read(shared.right().join("film")).expect("reads") == first);
-    let nowhere = shared.b.restore(shared.folder, "film", "00000000", RestoreTo::Place).await;
+    let nowhere = shared.b.restore(shared.folder, "film", "0000000000000000", RestoreTo::Place).await;
     assert_eq!(nowhere.expect_err("nobody keeps it").code(), "no-version");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_kept_right_before_a_crash_is_listed_after_the_next_start() {
+    let site = Site::new();
+    write(&site.path("left/note"), "old");
+    let Shared { site, a, b, folder } = {
+        let shared = Shared::of(site).await;
+        shared.equal().await;
+        shared
+    };
+    a.close().await;
+    // as a crash leaves it between the exchange of the two files and the index
+    let month = site.path("left/.syncshell/versions/2026-11");
+    std::fs::create_dir_all(&month).expect("a directory");
+    std::fs::rename(site.path("left/note"), month.join(format!("1795305600-{:032x}", 7))).expect("renames");
+    write(&site.path("left/note"), "new and longer");
+    let a = site.open("a").await;
+    equal(&site.path("left"), &site.path("right"), &[&a, &b]).await;
+    let kept = a.versions(folder, "note").await.expect("versions");
+    let here: Vec<_> = kept.iter().filter(|kept| kept.here).collect();
+    assert!(matches!(here[..], [kept] if kept.size == 3 && kept.hash.is_some()), "{kept:?}");
+    let back = a.restore(folder, "note", &here[0].version, RestoreTo::Path(site.path("back"))).await.expect("restores");
+    assert_eq!(std::fs::read(back).expect("reads"), b"old");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -649,6 +649,13 @@ impl Reader<'_> {
         Ok(statement.query_map((fid.0, at, kid, rows(limit)), kept_row)?.collect::<Result<_, _>>()?)
     }
 
+    /// When the newest kept version of a folder was kept; none if there are none.
+    pub fn kept_newest(&self, fid: FolderRowId) -> Result<Option<Timestamp>, StoreError> {
+        let mut statement = self.conn.prepare_cached("SELECT max(at) FROM kept WHERE fid = ?1")?;
+        let newest: Option<i64> = statement.query_row([fid.0], |row| row.get(0))?;
+        Ok(newest.map(|at| Timestamp(unsigned(at))))
+    }
+
     /// Bytes of all kept versions of a folder.
     pub fn kept_bytes(&self, fid: FolderRowId) -> Result<u64, StoreError> {
         let sql = "SELECT coalesce(sum(size >> 32), 0), coalesce(sum(size & 0xffffffff), 0) FROM kept WHERE fid = ?1";

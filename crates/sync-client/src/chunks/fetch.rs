@@ -41,7 +41,7 @@ pub struct Fetched {
     /// The chunk's hash.
     pub hash: [u8; 32],
     /// Its bytes; none if no peer that is connected has it. It may be pushed again when others are.
-    pub bytes: Option<Vec<u8>>,
+    pub bytes: Option<Bytes>,
     /// Gives room for further ones when this is dropped.
     _room: Option<OwnedSemaphorePermit>,
 }
@@ -192,7 +192,7 @@ enum Ended {
 
 /// What an answer says.
 enum Answer {
-    Chunk(Vec<u8>),
+    Chunk(Bytes),
     Missing,
     /// A chunk of that hash has another length: whoever named the want was wrong, not who answers.
     Unlike,
@@ -309,7 +309,7 @@ impl Source {
     }
 
     /// Hands over what was fetched once there is room for it; false if nobody takes it.
-    async fn deliver(&self, want: &Want, bytes: Option<Vec<u8>>) -> bool {
+    async fn deliver(&self, want: &Want, bytes: Option<Bytes>) -> bool {
         let len = bytes.as_ref().map_or(0, |_| want.len);
         let Ok(room) = self.shared.room.clone().acquire_many_owned(len).await else { return false };
         self.out.send(Fetched { hash: want.hash, bytes, _room: Some(room) }).await.is_ok()
@@ -327,13 +327,11 @@ fn open(frame: Bytes, want: &Want) -> Answer {
             Err(error) => return Answer::Lie(error.to_string()),
         },
     };
-    // the only share in these bytes then, which need not be copied
-    drop(frame);
     let len = packed.len as usize;
     let bytes = match packed.codec {
-        0 => Vec::from(packed.bytes),
+        0 => packed.bytes,
         _ => match lz4_flex::block::decompress(&packed.bytes, len) {
-            Ok(bytes) => bytes,
+            Ok(bytes) => bytes.into(),
             Err(error) => return Answer::Lie(error.to_string()),
         },
     };

@@ -232,6 +232,10 @@ impl Applying {
             let page = folder.store().read(move |reader| reader.pending_after(fid, from.as_deref(), PAGE)).await?;
             let Some(last) = page.last() else { break };
             after = Some(last.key.clone());
+            if page.iter().all(|row| row.disk.is_none()) {
+                // nothing of this device's is in the way, as in a first sync
+                continue;
+            }
             let Decided { changes, .. } = decide_all(folder, page).await?;
             let root = applier.root().clone();
             let planning = tokio::task::spawn_blocking(move || plan(changes, |path| entries(&root, path)));

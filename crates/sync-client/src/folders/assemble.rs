@@ -1,15 +1,18 @@
 //! Puts files together from chunks: what is at hand is copied, the rest fetched; whole files take their place in batches.
 //!
-//! Two halves run at once: one asks for chunks and hands them on as they come, the other, a thread, writes them, and
-//! syncs, places and commits the files that are whole while the next ones arrive.
+//! Three things run at once: one asks for chunks and hands them on as they come, another, a thread, writes them, and a third
+//! syncs, places and commits the files that are whole while the next ones are written.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, mpsc as threads};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{Scope, ScopedJoinHandle};
+use std::time::{Duration, Instant};
 
 use sync_folder::apply::{Applier, ApplyError, Check, Incoming, Ready};
 use sync_folder::cut::read_chunk;
+use sync_link::frame::Bytes;
 use sync_store::{ChunkPlace, StoreError};
 use sync_types::bounds::MAX_CHUNK;
 use sync_types::folder::{ChunkRef, Chunks, FileContent, Node, TreePath, decode_chunks, total};
@@ -39,8 +42,8 @@ const BATCH: usize = 512;
 const BATCH_BYTES: u64 = 64 << 20;
 /// Bytes from which a file that was being received is taken up again after an interruption.
 const RESUMED: u64 = 4 << 20;
-/// How long a file that is whole waits for others to be synced with.
-const GATHER: Duration = Duration::from_millis(2);
+/// How long a file that is whole waits for others to be synced with, while others are still to come.
+const GATHER: Duration = Duration::from_millis(10);
 
 /// The name under which a file is received, by which it is taken up again; none for what is received in a moment.
 fn resumed_name(job: &Job) -> Option<String> {
@@ -106,7 +109,9 @@ pub(crate) async fn run(
     let (send, messages) = mpsc::channel(PIECES);
     let writing = {
         let (folder, applier, jobs, handle) = (folder.clone(), applier.clone(), jobs.clone(), Handle::current());
-        tokio::task::spawn_blocking(move || Writer::new(&folder, &applier, &jobs, &handle).run(messages))
+        tokio::task::spawn_blocking(move || {
+            std::thread::scope(|threads| Writer::new(&folder, &applier, &jobs, &handle, threads).run(messages))
+        })
     };
     let waiting: Mutex<Waiting> = Mutex::default();
     let outstanding = AtomicUsize::new(0);
@@ -130,30 +135,32 @@ pub(crate) async fn run(
     let handing = async {
         let _over = over.clone().drop_guard();
         let mut all = false;
+        let mut answers = Vec::new();
         while !(all && outstanding.load(Ordering::Acquire) == 0) {
             tokio::select! {
-                chunk = fetched.recv() => {
-                    let Some(chunk) = chunk else { return };
-                    let who = lock(&waiting).remove(&chunk.hash).unwrap_or_default();
-                    if who.is_empty() {
-                        continue;
-                    }
-                    outstanding.fetch_sub(1, Ordering::AcqRel);
-                    let len = chunk.bytes.as_deref().map_or(0, <[u8]>::len) as u64;
-                    folder.counters.fetched.fetch_add(len, Ordering::Relaxed);
-                    let chunk = Arc::new(chunk);
-                    for (job, offset) in who {
-                        let message = match chunk.bytes {
-                            Some(_) => Message::Piece { job, offset, bytes: Piece::Fetched(chunk.clone()) },
-                            None => Message::Failed { job },
-                        };
-                        if send.send(message).await.is_err() {
-                            return;
-                        }
-                    }
-                }
+                // what was answered together is handed on together, which wakes the writing half once
+                received = fetched.recv_many(&mut answers, PIECES) => if received == 0 { return },
                 () = asked_all.notified(), if !all => all = true,
                 () = folder.cancel.cancelled() => return,
+            }
+            for chunk in answers.drain(..) {
+                let who = lock(&waiting).remove(&chunk.hash).unwrap_or_default();
+                if who.is_empty() {
+                    continue;
+                }
+                outstanding.fetch_sub(1, Ordering::AcqRel);
+                let len = chunk.bytes.as_ref().map_or(0, Bytes::len) as u64;
+                folder.counters.fetched.fetch_add(len, Ordering::Relaxed);
+                let chunk = Arc::new(chunk);
+                for (job, offset) in who {
+                    let message = match chunk.bytes {
+                        Some(_) => Message::Piece { job, offset, bytes: Piece::Fetched(chunk.clone()) },
+                        None => Message::Failed { job },
+                    };
+                    if send.send(message).await.is_err() {
+                        return;
+                    }
+                }
             }
         }
     };
@@ -161,6 +168,28 @@ pub(crate) async fn run(
     drop(send);
     let left = writing.await.map_err(|_| StoreError::Closed)??;
     Ok(left + asked?)
+}
+
+/// What comes within some time, on a thread that may block; no timer of the runtime's is set for it.
+fn recv_within(messages: &mut mpsc::Receiver<Message>, most: Duration) -> Option<Option<Message>> {
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let until = Instant::now() + most;
+    loop {
+        if let Poll::Ready(message) = messages.poll_recv(&mut Context::from_waker(&waker)) {
+            return Some(message);
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
+        }
+        std::thread::park_timeout(left);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -429,37 +458,73 @@ struct Receiving {
     incoming: Incoming,
     missing: usize,
     chunks: Vec<rows::ChunkRow>,
-    /// Hash of what has come in order; none once something came out of order.
-    hasher: Option<(blake3::Hasher, u64)>,
-    file: OwnedSemaphorePermit,
+    seen: Seen,
+    /// Room for its descriptor.
+    _file: OwnedSemaphorePermit,
+}
+
+/// What is known of a file's hash while it comes.
+enum Seen {
+    /// It is its only chunk's, with which that was compared when it came.
+    Whole,
+    /// Of what has come, up to a place.
+    InOrder(Box<blake3::Hasher>, u64),
+    /// Something came out of order: all of it is read again.
+    OutOfOrder,
 }
 
 /// The half that writes.
-struct Writer<'a> {
+struct Writer<'scope, 'a> {
     folder: &'a Arc<Folder>,
     applier: &'a Applier,
     jobs: &'a [Job],
     handle: &'a Handle,
+    threads: &'scope Scope<'scope, 'a>,
     under_way: HashMap<usize, Receiving>,
     failed: BTreeSet<usize>,
-    /// Files that are whole, each with the room it takes.
-    whole: Vec<(Whole<'a, Ready>, OwnedSemaphorePermit)>,
+    whole: Vec<Whole<'a, Ready>>,
     whole_bytes: u64,
+    /// Files that are whole, or will not be.
+    settled: usize,
     left: usize,
+    placing: Option<Placing<'scope, 'a>>,
 }
 
-impl<'a> Writer<'a> {
-    fn new(folder: &'a Arc<Folder>, applier: &'a Applier, jobs: &'a [Job], handle: &'a Handle) -> Self {
+/// The thread that gives whole files their places while further ones are written.
+struct Placing<'scope, 'a> {
+    batches: threads::SyncSender<Vec<Whole<'a, Ready>>>,
+    left: ScopedJoinHandle<'scope, Result<usize, StoreError>>,
+}
+
+impl Placing<'_, '_> {
+    /// Waits for what was handed over.
+    fn end(self) -> Result<usize, StoreError> {
+        drop(self.batches);
+        self.left.join().unwrap_or(Err(StoreError::Closed))
+    }
+}
+
+impl<'scope, 'a> Writer<'scope, 'a> {
+    fn new(
+        folder: &'a Arc<Folder>,
+        applier: &'a Applier,
+        jobs: &'a [Job],
+        handle: &'a Handle,
+        threads: &'scope Scope<'scope, 'a>,
+    ) -> Self {
         Self {
             folder,
             applier,
             jobs,
             handle,
+            threads,
             under_way: HashMap::new(),
             failed: BTreeSet::new(),
             whole: Vec::new(),
             whole_bytes: 0,
+            settled: 0,
             left: 0,
+            placing: None,
         }
     }
 
@@ -469,15 +534,18 @@ impl<'a> Writer<'a> {
                 Ok(message) => Some(message),
                 Err(mpsc::error::TryRecvError::Disconnected) => None,
                 Err(mpsc::error::TryRecvError::Empty) if self.whole.is_empty() => messages.blocking_recv(),
-                Err(mpsc::error::TryRecvError::Empty) => {
-                    match self.handle.block_on(async { tokio::time::timeout(GATHER, messages.recv()).await }) {
-                        Ok(message) => message,
-                        Err(_) => {
-                            self.flush()?;
-                            continue;
-                        }
-                    }
+                // with nothing else to come there is nothing to wait for
+                Err(mpsc::error::TryRecvError::Empty) if self.settled >= self.jobs.len() => {
+                    self.flush()?;
+                    continue;
                 }
+                Err(mpsc::error::TryRecvError::Empty) => match recv_within(&mut messages, GATHER) {
+                    Some(message) => message,
+                    None => {
+                        self.flush()?;
+                        continue;
+                    }
+                },
             };
             let Some(message) = next else { break };
             self.take(message);
@@ -486,6 +554,9 @@ impl<'a> Writer<'a> {
             }
         }
         self.flush()?;
+        if let Some(placing) = self.placing.take() {
+            self.left += placing.end()?;
+        }
         self.left += self.under_way.len();
         for (job, receiving) in std::mem::take(&mut self.under_way) {
             self.discard(job, receiving.incoming);
@@ -502,7 +573,7 @@ impl<'a> Writer<'a> {
     }
 
     fn begin(&mut self, job: usize, missing: usize, chunks: Vec<rows::ChunkRow>, file: OwnedSemaphorePermit) {
-        let Node::File(FileContent { size, .. }) = &self.jobs[job].take.node else { return };
+        let Node::File(FileContent { size, hash, .. }) = &self.jobs[job].take.node else { return };
         let data = chunks.iter().filter(|(_, offset, _)| *offset < LIST_OFFSET).map(|(_, _, len)| len).sum();
         let receive = || match resumed_name(&self.jobs[job]) {
             Some(name) => self.applier.receive_as(&name, *size),
@@ -510,8 +581,11 @@ impl<'a> Writer<'a> {
         };
         match self.applier.room(data).and_then(|()| receive()) {
             Ok(incoming) => {
-                let hasher = Some((blake3::Hasher::new(), 0));
-                self.under_way.insert(job, Receiving { incoming, missing, chunks, hasher, file });
+                let seen = match &chunks[..] {
+                    [(chunk, 0, len)] if chunk == hash && len == size => Seen::Whole,
+                    _ => Seen::InOrder(Box::default(), 0),
+                };
+                self.under_way.insert(job, Receiving { incoming, missing, chunks, seen, _file: file });
                 if missing == 0 {
                     self.finish(job);
                 }
@@ -525,12 +599,13 @@ impl<'a> Writer<'a> {
         if let Err(error) = receiving.incoming.write_at(offset, bytes) {
             return self.fail(job, error.to_string());
         }
-        match &mut receiving.hasher {
-            Some((hasher, at)) if *at == offset => {
+        match &mut receiving.seen {
+            Seen::InOrder(hasher, at) if *at == offset => {
                 hasher.update(bytes);
                 *at += bytes.len() as u64;
             }
-            out_of_order => *out_of_order = None,
+            Seen::InOrder(..) => receiving.seen = Seen::OutOfOrder,
+            Seen::Whole | Seen::OutOfOrder => {}
         }
         receiving.missing -= 1;
         if receiving.missing == 0 {
@@ -539,17 +614,19 @@ impl<'a> Writer<'a> {
     }
 
     fn finish(&mut self, at: usize) {
-        let Some(Receiving { incoming, chunks, hasher, file, .. }) = self.under_way.remove(&at) else { return };
+        let Some(Receiving { incoming, chunks, seen, .. }) = self.under_way.remove(&at) else { return };
         let job = &self.jobs[at];
         let Node::File(FileContent { size, hash, .. }) = &job.take.node else { return };
-        let check = match hasher {
-            Some((hasher, seen)) if seen == *size && hasher.finalize().as_bytes() == hash => Check::Done,
+        let check = match seen {
+            Seen::Whole => Check::Done,
+            Seen::InOrder(hasher, end) if end == *size && hasher.finalize().as_bytes() == hash => Check::Done,
             _ => Check::Blake3(*hash),
         };
         match incoming.finish(check, job.take.mode, job.take.mtime) {
             Ok(ready) => {
+                self.settled += 1;
                 self.whole_bytes += size;
-                self.whole.push((Whole { job, ready, chunks }, file));
+                self.whole.push(Whole { job, ready, chunks });
             }
             Err(error) => self.fail(at, error.to_string()),
         }
@@ -557,6 +634,7 @@ impl<'a> Writer<'a> {
 
     fn fail(&mut self, job: usize, problem: String) {
         if self.failed.insert(job) {
+            self.settled += 1;
             self.left += 1;
             self.folder.set_unapplied(&self.jobs[job].path, Some(problem));
         }
@@ -575,15 +653,31 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Makes files durable, gives them their place, and commits that.
+    /// Has files made durable, given their place, and committed; the last ones at once, all others beside what follows.
     fn flush(&mut self) -> Result<(), StoreError> {
         if self.whole.is_empty() {
             return Ok(());
         }
         self.whole_bytes = 0;
-        let (whole, _files): (Vec<_>, Vec<_>) = std::mem::take(&mut self.whole).into_iter().unzip();
-        let mut desk = FolderDesk { folder: self.folder, handle: self.handle };
-        self.left += carry::place_all(self.applier, &mut desk, whole)?;
+        let whole = std::mem::take(&mut self.whole);
+        let (folder, applier, handle) = (self.folder, self.applier, self.handle);
+        let place = move |whole| carry::place_all(applier, &mut FolderDesk { folder, handle }, whole);
+        if self.placing.is_none() && self.settled >= self.jobs.len() {
+            self.left += place(whole)?;
+            return Ok(());
+        }
+        let placing = self.placing.get_or_insert_with(|| {
+            // with one batch under way and one that is gathered there are enough for both threads
+            let (batches, ready) = threads::sync_channel(0);
+            let left =
+                self.threads.spawn(move || ready.into_iter().try_fold(0, |left, whole| Ok(left + place(whole)?)));
+            Placing { batches, left }
+        });
+        if placing.batches.send(whole).is_err() {
+            // it ended early, and says why
+            let ended = self.placing.take().map_or(Ok(0), Placing::end);
+            return ended.and(Err(StoreError::Closed));
+        }
         Ok(())
     }
 }

@@ -304,15 +304,26 @@ fn put(
     disk: Option<&DiskState>,
     chunks: &[ChunkRow],
 ) -> Result<bool, StoreError> {
-    let mut versions = rows::versions(txn.reader().file(place.fid, key)?.as_ref())?;
-    if let Some(disk) = disk.filter(|_| versions.winner().is_none()) {
+    let row = txn.reader().file(place.fid, key)?;
+    let mut versions = rows::versions(row.as_ref())?;
+    let said = row.filter(|_| versions.winner().is_some());
+    if let Some(disk) = disk.filter(|_| said.is_none()) {
         // it was deleted, and forgotten, while it was being put there
         let covered = txn.reader().covered(place.fid)?.into_iter().collect();
         versions = remembered(&rows::decode_vector(&disk.vector), &covered).unwrap_or(versions);
     }
     let pending = differs(&txn.reader(), place, key, &versions, disk)?;
-    let (live, size) = extent(&versions);
-    let file = txn.put_file(place.fid, key, &versions.encode(), live, size, disk, pending)?;
+    let file = match said {
+        // what the group says stays as it is
+        Some(row) => {
+            txn.set_disk(row.file, disk, pending)?;
+            row.file
+        }
+        None => {
+            let (live, size) = extent(&versions);
+            txn.put_file(place.fid, key, &versions.encode(), live, size, disk, pending)?
+        }
+    };
     txn.put_chunks(file, chunks)?;
     let emptied = disk.is_none() && emptied_above(txn, place, key)?;
     Ok(pending || emptied)

@@ -104,7 +104,7 @@ async fn collect(
         tokio::time::timeout(PATIENCE, fetched.recv()).await.expect("an answer in time")
     {
         answers += 1;
-        got.insert(hash, bytes);
+        got.insert(hash, bytes.map(Vec::from));
     }
     assert_eq!(answers, count, "each want is answered once");
     got

@@ -108,6 +108,13 @@ pub(crate) struct Counters {
     pub(crate) reused: AtomicU64,
 }
 
+impl Counters {
+    /// Bytes that went to peers or came from them.
+    pub(crate) fn moved(&self) -> u64 {
+        self.served.load(Ordering::Relaxed).wrapping_add(self.fetched.load(Ordering::Relaxed))
+    }
+}
+
 /// What a folder knows of itself.
 struct Known {
     root: Option<Arc<Root>>,

@@ -40,6 +40,8 @@ pub(crate) fn may_be(node: &Node) -> bool {
 pub(crate) async fn run(folder: Arc<Folder>, mut synced: mpsc::Receiver<TreePath>) {
     let mut waiting = BTreeSet::new();
     let mut calm = Instant::now();
+    // a peer that fetches is waited for by somebody too
+    let mut moved = 0;
     loop {
         let mut batch = Vec::new();
         tokio::select! {
@@ -48,14 +50,15 @@ pub(crate) async fn run(folder: Arc<Folder>, mut synced: mpsc::Receiver<TreePath
                     return;
                 }
                 if waiting.is_empty() {
-                    calm = Instant::now() + CALM;
+                    (calm, moved) = (Instant::now() + CALM, folder.counters.moved());
                 }
                 batch.truncate(WAITING.saturating_sub(waiting.len()));
                 waiting.extend(batch);
             }
             () = tokio::time::sleep_until(calm), if !waiting.is_empty() => {
                 calm = Instant::now() + CALM;
-                let root = folder.root().filter(|_| !folder.is_at_work());
+                let before = std::mem::replace(&mut moved, folder.counters.moved());
+                let root = folder.root().filter(|_| moved == before && !folder.is_at_work());
                 if let Some(root) = root {
                     let paths = std::iter::from_fn(|| waiting.pop_first()).take(AT_ONCE).collect();
                     match keep(&folder, root, paths).await {

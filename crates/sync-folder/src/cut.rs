@@ -161,6 +161,19 @@ impl Cutter {
         Ok(Cut { content, chunks, list, stat: after, settled: is_settled(stat.mtime, began) })
     }
 
+    /// Says what is in bytes that are at hand, as of a file that holds them, and its list of chunks where that is long.
+    pub fn cut_bytes(&self, bytes: &[u8]) -> Result<(FileContent, Option<Vec<u8>>), CutError> {
+        let size = bytes.len() as u64;
+        let mut hasher = Hasher::new(size);
+        if !bytes.is_empty() {
+            let cuts = if bytes.len() <= self.min { vec![bytes.len()] } else { self.cuts(bytes, true) };
+            hasher.take(Piece::Data { buffer: bytes.to_vec(), cuts });
+        }
+        let Pieces { hash, chunks } = hasher.finish();
+        let (form, list) = form(&chunks, size)?;
+        Ok((FileContent { size, hash, chunks: form }, list))
+    }
+
     fn read(
         &self,
         file: &File,

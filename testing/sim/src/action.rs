@@ -4,6 +4,7 @@ use rand_core::Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::random::{below, chance, derive, index};
+use crate::tree::{Edit, Trouble};
 use crate::vfs::Survive;
 
 /// Replicas of the largest group.
@@ -24,6 +25,9 @@ pub struct Recording {
     pub joined: usize,
     /// Whether there is a liar, and whether it was admitted.
     pub liar: Option<Liar>,
+    /// Whether the group has a folder.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub folders: bool,
     /// What is done.
     pub steps: Vec<Step>,
     /// The invariant this run broke when it was recorded.
@@ -96,6 +100,12 @@ pub enum Action {
     Grant { from: usize, to: usize },
     /// The liar meets a replica and does its worst.
     Lie { to: usize, dials: bool, lie: Lie },
+    /// A user changes a folder, now or after so many operations of the engine; the system may not say so.
+    Edit { at: usize, edit: Edit, after: Option<u64>, noticed: bool },
+    /// A device looks at all of its folder.
+    Scan { at: usize },
+    /// The disk fails under the n-th operation of the engine on a folder.
+    FolderTrouble { at: usize, after: u64, trouble: Trouble, survive: Left },
 }
 
 /// What is left of unsynced writes after a crash.
@@ -235,10 +245,14 @@ pub fn draw(seed: u64, steps: usize) -> Recording {
         rollback: [0, 1, 4][index(rng, 3)],
         network: 1 + below(rng, 3),
         lies: u64::from(liar.is_some()),
+        folders: 0,
     };
+    // folders are drawn apart, so that what is about logs stays as it is drawn
+    let folders = chance(&mut derive(seed, "with folders"), 60);
+    let weights = if folders { Weights { folders: 1 + below(rng, 3), rollback: 0, ..weights } } else { weights };
     let mut draw = Draw { rng, replicas, weights };
     let steps = (0..steps as u64).map(|id| draw.step(id)).collect();
-    Recording { seed, replicas, joined, liar, steps, broke: None }
+    Recording { seed, replicas, joined, liar, folders, steps, broke: None }
 }
 
 #[derive(Clone, Copy)]
@@ -247,6 +261,7 @@ struct Weights {
     rollback: u64,
     network: u64,
     lies: u64,
+    folders: u64,
 }
 
 /// How often something is done, and what draws it.
@@ -275,9 +290,9 @@ impl<R: Rng> Draw<'_, R> {
     }
 
     fn action(&mut self) -> Action {
-        let Weights { disk, rollback, network, lies } = self.weights;
-        let kinds: [Kind<Self>; 19] = [
-            (24, Self::push),
+        let Weights { disk, rollback, network, lies, folders } = self.weights;
+        let kinds: [Kind<Self>; 22] = [
+            (if folders > 0 { 6 } else { 24 }, Self::push),
             (8, Self::pull),
             (18, Self::connect),
             (2 * network, Self::disconnect),
@@ -296,6 +311,9 @@ impl<R: Rng> Draw<'_, R> {
             (2, |draw| Action::Rotate { at: draw.place() }),
             (1, Self::grant),
             (16 * lies, Self::lie),
+            (24 * folders, Self::edit),
+            (folders, |draw| Action::Scan { at: draw.place() }),
+            (3 * disk * folders, Self::folder_trouble),
         ];
         let mut left = below(self.rng, kinds.iter().map(|(weight, _)| weight).sum());
         for (weight, make) in kinds {
@@ -349,6 +367,41 @@ impl<R: Rng> Draw<'_, R> {
             survive: [Left::Everything, Left::Nothing, Left::Some, Left::Some][index(self.rng, 4)],
             down: below(self.rng, 2 * MAX_WAIT),
             again: chance(self.rng, 25).then(|| below(self.rng, 12)),
+        }
+    }
+
+    fn edit(&mut self) -> Action {
+        let edit = match below(self.rng, 20) {
+            0..8 => Edit::Write { path: self.path(), size: self.file_size(), beside: chance(self.rng, 60) },
+            8 => Edit::Copy { from: self.path(), to: self.path() },
+            9..12 => Edit::Remove { path: self.path() },
+            12..15 => Edit::Rename { from: self.path(), to: self.path() },
+            15 => Edit::Mode { path: self.path(), mode: [0o600, 0o644, 0o755, 0o700][index(self.rng, 4)] },
+            16..18 => Edit::Directory { path: self.path() },
+            18 => Edit::Link { path: self.path(), target: self.path() },
+            _ => Edit::Write { path: self.path(), size: 24, beside: false },
+        };
+        let after = chance(self.rng, 25).then(|| below(self.rng, 10));
+        Action::Edit { at: self.place(), edit, after, noticed: chance(self.rng, 85) }
+    }
+
+    /// Few names, so that edits meet.
+    fn path(&mut self) -> String {
+        const NAMES: [&str; 5] = ["a", "b.txt", "c", "d", "e"];
+        let depth = [1, 1, 1, 2, 2, 3][index(self.rng, 6)];
+        (0..depth).map(|_| NAMES[index(self.rng, NAMES.len())]).collect::<Vec<_>>().join("/")
+    }
+
+    fn file_size(&mut self) -> usize {
+        if chance(self.rng, 80) { 24 + index(self.rng, 40) } else { index(self.rng, 6000) }
+    }
+
+    fn folder_trouble(&mut self) -> Action {
+        Action::FolderTrouble {
+            at: self.place(),
+            after: below(self.rng, 16),
+            trouble: [Trouble::PowerCut, Trouble::PowerCut, Trouble::IoError, Trouble::DiskFull][index(self.rng, 4)],
+            survive: [Left::Everything, Left::Nothing, Left::Some, Left::Some][index(self.rng, 4)],
         }
     }
 

@@ -33,6 +33,9 @@ pub const HOSTILE_INPUT: &str = "hostile input";
 /// No two envelopes of one author with one number leave a replica, unless a backup was restored between them and
 /// nothing had shown it yet; and never once a peer has shown it.
 pub const NUMBERS: &str = "numbers are used once";
+/// Sync never replaces or removes content without keeping it: what lay on a disk is in a tree or among the versions
+/// unless a user removed it, and an edit that no other one has seen is in every tree.
+pub const NO_SILENT_OVERWRITE: &str = "no silent overwrite";
 /// No nonce is sealed with twice.
 pub const NONCES: &str = "nonces are used once";
 

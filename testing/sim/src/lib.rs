@@ -5,11 +5,13 @@
 //! After every step and at the end it checks the invariants that [`ledger`] names.
 
 pub mod action;
+mod folder;
 pub mod ledger;
 mod liar;
 pub mod random;
 mod replica;
 pub mod run;
+pub mod tree;
 #[expect(unsafe_code, reason = "an SQLite VFS is a table of C functions")]
 pub mod vfs;
 pub mod world;

@@ -24,7 +24,9 @@ use sync_types::{
     Scope, SignedOperation, Timestamp,
 };
 
+use crate::folder::Folder;
 use crate::random::{bytes, derive};
+use crate::tree::Tree;
 use crate::vfs::{Disk, Image};
 
 /// Keys the digests that tell a retry from another entry.
@@ -56,6 +58,7 @@ pub(crate) struct Backup {
     image: Image,
     app: App,
     copied: bool,
+    tree: Tree,
 }
 
 /// A place where a replica is, was or may be.
@@ -88,6 +91,12 @@ pub(crate) struct Replica {
     /// What the app asked to push and was not told to be stored.
     pub(crate) outbox: Vec<NewEntry>,
     pub(crate) backup: Option<Backup>,
+    /// The folder's files.
+    pub(crate) tree: Tree,
+    /// The folder, while it is up and has a place here.
+    pub(crate) folder: Option<Folder>,
+    /// Times that what could not be done in the folder is tried again.
+    pub(crate) retries: u32,
 }
 
 /// A replica that is up.
@@ -215,7 +224,28 @@ impl Replica {
             app: App::default(),
             outbox: Vec::new(),
             backup: None,
+            tree: Tree::new(seed, place),
+            folder: None,
+            retries: 0,
         }
+    }
+
+    /// Lends what is up.
+    pub(crate) fn take_folder(&mut self) -> Option<(Running, Folder)> {
+        self.running.take_if(|_| self.folder.is_some()).zip(self.folder.take())
+    }
+
+    /// Takes back what was lent.
+    pub(crate) fn put_folder(&mut self, taken: Option<(Running, Folder)>) {
+        if let Some((running, folder)) = taken {
+            self.running = Some(running);
+            self.folder = Some(folder);
+        }
+    }
+
+    /// What lay in the folder when the backup was made.
+    pub(crate) fn backup_tree(&self) -> Option<Tree> {
+        self.backup.as_ref().map(|backup| backup.tree.clone())
     }
 
     pub(crate) fn random<const N: usize>(&self) -> [u8; N] {
@@ -310,7 +340,12 @@ impl Replica {
 
     /// Copies the home as it is.
     pub(crate) fn back_up(&mut self) {
-        self.backup = Some(Backup { image: self.disk.image(), app: self.app.clone(), copied: self.copied });
+        self.backup = Some(Backup {
+            image: self.disk.image(),
+            app: self.app.clone(),
+            copied: self.copied,
+            tree: self.tree.image(),
+        });
     }
 
     /// Replaces the home by its backup.
@@ -329,6 +364,7 @@ impl Replica {
     /// Makes this place a copy of another home.
     pub(crate) fn copy_of(&mut self, other: &Self) {
         self.disk.load(&other.disk.image());
+        self.tree.load(&other.tree.image());
         self.app = other.app.clone();
         self.exists = true;
         self.copied = true;
@@ -380,6 +416,31 @@ impl Running {
         for _ in 0..MAX_RENEWALS {
             let sealer = self.author.clone();
             match self.db.write(|txn| txn.append(&self.group, entries, &*sealer)) {
+                Err(StoreError::AuthorBehind(_)) => self.renew(true)?,
+                done => return done,
+            }
+        }
+        Err(StoreError::AuthorBehind(self.author()))
+    }
+
+    /// Appends an entry that follows from what the database says, and does more in the same commit.
+    pub(crate) fn append_built<S, T>(
+        &mut self,
+        now: Timestamp,
+        build: impl Fn(&sync_store::Reader<'_>) -> Result<(Option<Content>, S), StoreError>,
+        work: impl Fn(&mut Txn<'_>, Option<&Appended>, S) -> Result<T, StoreError>,
+    ) -> Result<(Option<EnvelopeHash>, T), StoreError> {
+        let blob_id = BlobId(random(&self.rng));
+        for _ in 0..MAX_RENEWALS {
+            let (sealer, group) = (self.author.clone(), self.group);
+            let done = self.db.write(|txn| {
+                let (content, state) = build(&txn.reader())?;
+                let Some(content) = content else { return Ok((None, work(txn, None, state)?)) };
+                let appended = txn.append(&group, &[entry(blob_id, now, content)], &*sealer)?;
+                let first = appended.first();
+                Ok((first.map(|first| first.hash), work(txn, first, state)?))
+            });
+            match done {
                 Err(StoreError::AuthorBehind(_)) => self.renew(true)?,
                 done => return done,
             }

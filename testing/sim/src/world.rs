@@ -22,8 +22,18 @@ use crate::random::{below, bytes, chance, derive, index};
 use crate::replica::{ALL, Entry, Executed, Refused, Replica, Running, entry};
 use crate::vfs::{Fault, Survive};
 
+macro_rules! say {
+    ($world:expr, $($word:tt)*) => {
+        if $world.verbose {
+            println!("{:>8} {}", $world.now - $crate::world::START, format_args!($($word)*));
+        }
+    };
+}
+
+mod folders;
+
 /// When the simulation starts, in Unix ms.
-const START: u64 = 1_800_000_000_000;
+pub(crate) const START: u64 = 1_800_000_000_000;
 /// Ms a frame travels at most; frames of one connection keep their order.
 const LATENCY: u64 = 30;
 /// Ms an effect waits at most until it is carried out.
@@ -39,6 +49,8 @@ const MOST_EVENTS: usize = 60_000;
 /// Times that all connections are made anew before all must hold the same: a fork shows in one session and is
 /// compared in the next, and that once more for what a restored home writes anew.
 const ROUNDS: usize = 4;
+/// How files are cut, so that small ones have several chunks.
+const SMALL: Chunker = Chunker { id: 1, min: 64, average: 256, max: 1024 };
 /// What the app gives again after it was stored.
 const RECENT: usize = 3;
 
@@ -49,6 +61,7 @@ enum Event {
     Work(u32, usize, Lane),
     Break(u32),
     Restart(usize),
+    Folder(usize, folders::Work),
 }
 
 /// Effects of one lane are carried out in order, those of different lanes in any.
@@ -133,6 +146,11 @@ pub struct World {
     ledger: Ledger,
     trace: blake3::Hasher,
     events: u64,
+    /// The group has a folder.
+    with_folders: bool,
+    folder_rng: ChaCha20Rng,
+    /// What devices are about to do for their folders.
+    waiting: BTreeSet<(usize, folders::Work)>,
     /// Whether to tell what happens.
     pub verbose: bool,
 }
@@ -150,14 +168,6 @@ pub struct Summary {
     pub refused: u64,
 }
 
-macro_rules! say {
-    ($world:expr, $($word:tt)*) => {
-        if $world.verbose {
-            println!("{:>8} {}", $world.now - START, format_args!($($word)*));
-        }
-    };
-}
-
 impl World {
     /// A group as a recording begins it.
     pub fn new(recording: &Recording, verbose: bool) -> Checked<Self> {
@@ -170,7 +180,7 @@ impl World {
             founder: replicas[0].newcomer.keys(),
             quorum: Quorum::default(),
             suite: 1 + u32::from(chance(&mut rng, 25)),
-            chunker: Chunker::default(),
+            chunker: if recording.folders { SMALL } else { Chunker::default() },
             nonce: bytes(&mut rng),
             commitment: first.commitment(),
         }
@@ -195,6 +205,9 @@ impl World {
             ledger: Ledger::default(),
             trace: blake3::Hasher::new(),
             events: 0,
+            with_folders: recording.folders,
+            folder_rng: derive(seed, "folders"),
+            waiting: BTreeSet::new(),
             verbose,
             rng,
             charter,
@@ -210,6 +223,9 @@ impl World {
         }
         if recording.liar == Some(LiarRole::Member) {
             world.admit_liar()?;
+        }
+        for place in 0..places {
+            world.folder_place(place)?;
         }
         Ok(world)
     }
@@ -282,6 +298,7 @@ impl World {
             Event::Work(link, end, lane) => self.work(link, end, lane),
             Event::Break(link) => self.cut(link),
             Event::Restart(place) => self.restart(place),
+            Event::Folder(place, work) => self.folder_event(place, work),
         }
     }
 
@@ -341,7 +358,9 @@ impl World {
         self.note("crash", &[u8::try_from(place).unwrap_or(u8::MAX)]);
         let replica = &mut self.replicas[place];
         replica.disk.cut_power();
+        replica.tree.cut_power();
         replica.running = None;
+        replica.folder = None;
         let links: Vec<u32> = self.links_of(place);
         for link in links {
             self.cut(link)?;
@@ -358,6 +377,8 @@ impl World {
         }
         let troubled = replica.troubled;
         replica.disk.restart(survive, &mut self.rng);
+        self.folder_crash(place, survive)?;
+        let replica = &mut self.replicas[place];
         if let Some(again) = again.filter(|_| troubled) {
             replica.disk.fail_after(again, Fault::PowerCut);
         }
@@ -375,7 +396,8 @@ impl World {
             return broken(DURABLE, format!("replica {place} lost its group and {lost} entries"));
         }
         self.replicas[place].exists = self.replicas[place].running.is_some();
-        self.recount(place)
+        self.recount(place)?;
+        self.folder_start(place)
     }
 
     /// Reads what a replica holds and compares it with what it must hold.
@@ -422,6 +444,7 @@ impl World {
     /// After anything that may have changed a log: sessions learn of it.
     fn changed(&mut self, place: usize) -> Checked<()> {
         let Some(newest) = self.read(place, |running| running.newest())? else { return Ok(()) };
+        self.folder_news(place);
         for link in self.links_of(place) {
             for end in 0..2 {
                 let at = self.links.get_mut(&link).map(|link| &mut link.ends[end]);
@@ -512,6 +535,8 @@ impl World {
             return Ok(None);
         }
         let link = self.join_up(dialler, acceptor);
+        self.folder_met(from);
+        self.folder_met(to);
         self.carry_out(link, 0)?;
         self.carry_out(link, 1)?;
         Ok(Some(link))
@@ -943,6 +968,17 @@ impl World {
             }
             Action::Grant { from, to } => self.grant(*from, *to),
             Action::Lie { to, dials, lie } => self.lie(*to, *dials, *lie),
+            Action::Edit { at, edit, after, noticed } => self.folder_edit(*at, edit, *after, *noticed),
+            Action::Scan { at } => {
+                self.folder_scan(*at);
+                Ok(())
+            }
+            Action::FolderTrouble { at, after, trouble, survive } if self.running(*at).is_some() => {
+                self.replicas[*at].troubled = true;
+                self.plans[*at] = CrashPlan { survive: (*survive).into(), ..CrashPlan::default() };
+                self.replicas[*at].tree.trouble(*after, *trouble);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -1044,6 +1080,7 @@ impl World {
         }
         self.plans[at] = CrashPlan { survive: Survive::Everything, down: 1, again: None };
         self.replicas[at].restore();
+        self.folder_restore(at);
         self.recent[at].clear();
         // without the faults of before, so that what is held is known at once
         self.replicas[at].disk.restart(Survive::Everything, &mut self.rng);
@@ -1091,7 +1128,8 @@ impl World {
             }
             return Ok(());
         }
-        self.recount(newcomer)
+        self.recount(newcomer)?;
+        self.folder_place(newcomer)
     }
 
     /// Lets someone in.
@@ -1334,6 +1372,7 @@ impl World {
         self.check_positions()?;
         self.check_all_hold_the_same()?;
         self.share_epochs()?;
+        self.finish_folders()?;
         self.check_equals()?;
         self.check_blobs()?;
         self.check_apps()?;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use sync_sim::action::{Action, Recording, Step, draw};
 use sync_sim::run::{STEPS, replay, run_seed};
+use sync_sim::tree::Edit;
 
 fn recordings() -> Vec<(String, Recording)> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
@@ -65,8 +66,11 @@ fn steps_that_make_no_sense_are_passed_over() {
         Action::Join { by: 0, newcomer: 9, admin: false },
         Action::Grant { from: 0, to: 9 },
         Action::Lie { to: 0, dials: true, lie: sync_sim::action::Lie::Fork },
+        Action::Edit { at: 9, edit: Edit::Remove { path: "a".to_owned() }, after: None, noticed: true },
+        Action::Edit { at: 0, edit: Edit::Remove { path: "../a".to_owned() }, after: None, noticed: true },
+        Action::Scan { at: 9 },
     ];
     let steps = (0..).zip(nowhere).map(|(id, action)| Step { id, wait: 1, action }).collect();
-    let recording = Recording { seed: 1, replicas: 2, joined: 2, liar: None, steps, broke: None };
+    let recording = Recording { seed: 1, replicas: 2, joined: 2, liar: None, folders: true, steps, broke: None };
     replay(&recording, false).expect("a sound run");
 }

@@ -99,6 +99,18 @@ pub(super) fn put_versions(
     if !live {
         return Ok(emptied_above(txn, place, &key)? || news);
     }
+    news |= look_all_above(txn, place, path, directories)?;
+    Ok(news)
+}
+
+/// Something is at a path now: everything above is to be a directory.
+fn look_all_above(
+    txn: &mut Txn<'_>,
+    place: &Place,
+    path: &TreePath,
+    directories: &mut HashSet<TreePath>,
+) -> Result<bool, StoreError> {
+    let mut news = false;
     let mut above = path.parent();
     while let Some(directory) = above.filter(|directory| directories.insert(directory.clone())) {
         news |= look_above(txn, place, &directory)?;
@@ -648,6 +660,7 @@ pub fn told(
     telling: Telling,
 ) -> Result<Told, StoreError> {
     let mut pending = false;
+    let mut directories = HashSet::new();
     for Step { difference, said } in telling.steps {
         let Difference { path, after, before } = &differences[difference];
         let key = path.key();
@@ -681,6 +694,9 @@ pub fn told(
         };
         txn.put_chunks(file, chunks)?;
         pending |= disk.is_none() && emptied_above(txn, place, &key)?;
+        if live {
+            pending |= look_all_above(txn, place, path, &mut directories)?;
+        }
     }
     Ok(Told { pending, stale: telling.stale })
 }

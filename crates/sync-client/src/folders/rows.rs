@@ -56,7 +56,8 @@ pub fn disk_state(stat: &Stat, node: &Node, vector: &Vector) -> DiskState {
 /// Whether a path still looks as the index says, without reading it.
 pub fn looks_the_same(disk: &DiskState, stat: &Stat) -> bool {
     match (disk.kind, stat.kind) {
-        (DIRECTORY, Kind::Directory) => disk.mode == stat.mode,
+        // another directory is one that an operation would not expect
+        (DIRECTORY, Kind::Directory) => (disk.ino, disk.mode) == (stat.ino, stat.mode),
         (FILE, Kind::File) => {
             (disk.size, disk.mtime, disk.ino, disk.mode) == (stat.size, stat.mtime, stat.ino, stat.mode)
         }

@@ -252,6 +252,8 @@ impl Applier {
             Err(ApplyError::Denied) => sys::set_meta_closed(&parent, name, expected, mode, mtime)?,
             Err(error) => return Err(error),
         }
+        // The journal that makes its directory durable holds its bits and its time too.
+        self.touch_parent(path);
         match sys::look(&parent, name)? {
             // The size is the expected one: what was written meanwhile is to be noticed.
             There::Entry(stat) if stat.ino == expected.ino => Ok(Stat { size: expected.size, ..stat }),

@@ -72,7 +72,7 @@ CREATE TABLE entries (
   feed INTEGER REFERENCES feeds,
   number INTEGER,
   class INTEGER,
-  own INTEGER,                       -- 1: its author is or was ours, 2: and it was written here, 3: and a snapshot says it
+  own INTEGER,                       -- 1: its author is or was ours, 2: and it was written here
   source INTEGER REFERENCES peers,   -- who sent it
   blob_id BLOB,
   hash BLOB,
@@ -145,11 +145,19 @@ CREATE TABLE snapshots (
 
 CREATE INDEX snapshots_by_folder ON snapshots (fid);
 
--- Pieces of snapshots, each with the newest snapshot that needs it.
+-- Which pieces each snapshot needs: a piece goes once none does.
+CREATE TABLE snapshot_needs (
+  sid INTEGER NOT NULL REFERENCES snapshots ON DELETE CASCADE,
+  hash BLOB NOT NULL,
+  PRIMARY KEY (sid, hash)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX snapshot_needs_by_hash ON snapshot_needs (hash);
+
+-- Pieces of snapshots.
 CREATE TABLE snapshot_chunks (
   id INTEGER PRIMARY KEY,
   fid INTEGER NOT NULL REFERENCES folders ON DELETE CASCADE,
-  sid INTEGER NOT NULL,
   hash BLOB NOT NULL,
   codec INTEGER NOT NULL,            -- opaque: how its bytes are packed
   len INTEGER NOT NULL,              -- of the piece itself
@@ -157,7 +165,7 @@ CREATE TABLE snapshot_chunks (
   UNIQUE (hash, fid)
 ) STRICT;
 
-CREATE INDEX snapshot_chunks_by_snapshot ON snapshot_chunks (fid, sid);
+CREATE INDEX snapshot_chunks_by_folder ON snapshot_chunks (fid);
 
 -- The index: of each path what the group says and what lay on disk. The columns of disk are NULL where nothing did.
 -- The blob that can be long comes last, so that whoever reads the others need not read it.

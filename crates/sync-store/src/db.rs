@@ -38,7 +38,9 @@ pub(crate) use read::snapshot;
 pub use read::{Batch, Limits, Reader, Sealed, StoredBytes};
 pub use renew::{Renewal, Renewed, Reopen};
 pub(crate) use schema::open_read_only;
-pub use snapshots::{Compaction, Dropped, Since, SnapshotChunk, SnapshotRow, SnapshotRowId, SnapshotState};
+pub use snapshots::{
+    Compaction, Dropped, RangeHere, Since, SnapshotChunk, SnapshotRow, SnapshotRowId, SnapshotState, Untaken,
+};
 pub use texts::Text;
 
 use crate::error::StoreError;

@@ -26,6 +26,9 @@ pub enum StoreError {
     /// No such peer in this group.
     #[error("no such peer in this group")]
     UnknownPeer,
+    /// A snapshot was replaced or forgotten meanwhile.
+    #[error("the snapshot was replaced meanwhile; nothing was changed, and it is tried again")]
+    UnknownSnapshot,
     /// No such invite in this group.
     #[error("no such invite in this group")]
     UnknownInvite,

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sync_core::folder::Coverage;
-use sync_store::{Reader, Since, SnapshotRow, SnapshotState, StoreError};
+use sync_store::{FolderRowId, Reader, Since, SnapshotRow, SnapshotRowId, SnapshotState, StoreError, Txn};
 use sync_types::snapshot::Snapshot;
 use sync_types::{AuthorId, GroupId, Number};
 use tokio::sync::{Notify, watch};
@@ -91,13 +91,19 @@ impl Snapshots {
 
     /// Takes note of how much of the log was taken in: who crosses the line writes a snapshot, others only far beyond it.
     pub(crate) fn note(&self, before: Since, now: Since, live: u64, own: bool) {
-        let weight = |since: Since| {
-            let records = self.after.saturating_add(live.saturating_mul(2)).max(1);
-            (since.entries / self.after).max(since.records / records)
-        };
+        let weight = |since: Since| self.weight(since, live);
         if weight(now) >= 2 || (own && weight(before) == 0 && weight(now) == 1) {
             self.due.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// How many snapshots what was taken in since the last one is worth.
+    fn weight(&self, since: Since, live: u64) -> u64 {
+        (since.entries / self.after).max(self.weight_of_records(since, live))
+    }
+
+    fn weight_of_records(&self, since: Since, live: u64) -> u64 {
+        since.records / self.after.saturating_add(live.saturating_mul(2)).max(1)
     }
 
     /// Has what was told looked at.
@@ -168,7 +174,7 @@ pub(crate) async fn run(folder: Arc<Folder>) {
 /// Removes what was being written when the program ended, and finds what still waits.
 async fn tidy(folder: &Arc<Folder>) -> Result<(), StoreError> {
     let (fid, group) = (folder.fid, folder.group.id);
-    let work = move |txn: &mut sync_store::Txn<'_>| {
+    let work = move |txn: &mut Txn<'_>| {
         for row in txn.reader().snapshots(fid)? {
             if row.state == SnapshotState::Written {
                 txn.remove_snapshot(row.sid)?;
@@ -181,8 +187,40 @@ async fn tidy(folder: &Arc<Folder>) -> Result<(), StoreError> {
     if lacks {
         folder.snapshots.set_awaits(true);
     }
-    if waiting.is_empty() {
-        trim(folder).await?;
+    make_due(folder, 1).await?;
+    trim(folder).await
+}
+
+/// Has a snapshot written if what was taken in since the last one is worth so many, whatever else was due.
+async fn make_due(folder: &Arc<Folder>, weight: u64) -> Result<(), StoreError> {
+    let fid = folder.fid;
+    let since = move |reader: &Reader<'_>| Ok((reader.since_snapshot(fid)?, reader.folder_totals(fid)?.files));
+    let (since, live) = folder.store().read(since).await?;
+    if folder.snapshots.weight(since, live) >= weight {
+        folder.snapshots.due.store(true, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// A snapshot is complete; those go that cover nothing it does not. Where it leaves some of what is covered out, one is
+/// written here that does not.
+fn complete(
+    txn: &mut Txn<'_>,
+    fid: FolderRowId,
+    sid: SnapshotRowId,
+    group: &GroupId,
+    covered: &[(AuthorId, Number)],
+    compared: bool,
+) -> Result<(), StoreError> {
+    let covers = coverage(covered.iter().copied());
+    for row in txn.reader().snapshots(fid)?.into_iter().filter(|row| row.state == SnapshotState::Complete) {
+        if covers.covers(&coverage(decode(&row)?.covered)) {
+            txn.remove_snapshot(row.sid)?;
+        }
+    }
+    txn.complete_snapshot(fid, sid, group, covered, compared)?;
+    if !covers.covers(&coverage(txn.reader().covered(fid)?)) {
+        txn.call_for_snapshot(fid)?;
     }
     Ok(())
 }
@@ -190,7 +228,7 @@ async fn tidy(folder: &Arc<Folder>) -> Result<(), StoreError> {
 /// The snapshots that were told and are not complete, and whether the log lacks some of what each covers.
 fn waiting(
     reader: &Reader<'_>,
-    fid: sync_store::FolderRowId,
+    fid: FolderRowId,
     group: &GroupId,
 ) -> Result<Vec<(SnapshotRow, Snapshot, bool)>, StoreError> {
     let mut waiting = Vec::new();
@@ -237,7 +275,10 @@ async fn step(folder: &Arc<Folder>) -> Result<bool, StoreError> {
                 trim(folder).await?;
                 folder.changed();
             }
-            Settled::Obsolete => folder.store().write(0, move |txn| txn.remove_snapshot(sid)).await?,
+            Settled::Obsolete => {
+                folder.store().write(0, move |txn| txn.remove_snapshot(sid)).await?;
+                trim(folder).await?;
+            }
             Settled::Waits => {
                 left = true;
                 lacking |= lacks;
@@ -247,6 +288,7 @@ async fn step(folder: &Arc<Folder>) -> Result<bool, StoreError> {
                 folder.group.count_refused(1);
                 folder.snapshots.set_problem(Some(reason));
                 folder.store().write(0, move |txn| txn.refuse_snapshot(sid)).await?;
+                trim(folder).await?;
                 folder.changed();
             }
         }
@@ -255,7 +297,8 @@ async fn step(folder: &Arc<Folder>) -> Result<bool, StoreError> {
         folder.wake();
         folder.changed();
     }
-    if folder.snapshots.due.load(Ordering::Relaxed) && !lacking {
+    make_due(folder, 2).await?;
+    if folder.snapshots.due.load(Ordering::Relaxed) {
         if write::write(folder).await? {
             folder.snapshots.due.store(false, Ordering::Relaxed);
             trim(folder).await?;
@@ -286,11 +329,13 @@ async fn settle(folder: &Arc<Folder>, row: SnapshotRow, snapshot: Snapshot) -> R
         let (folder, content, snapshot) = (folder.clone(), content.clone(), snapshot.clone());
         blocking(move || content::look_through(&folder, &content, &snapshot)).await?
     };
-    let all_taken = match looked {
-        Looked::Wrong(reason) => return Ok(Settled::Refused(reason)),
-        Looked::Sound { all_taken } => all_taken,
+    let lacks = match looked {
+        // one that was begun is gone through with: what it says is half here
+        Looked::Wrong(reason) if !begun => return Ok(Settled::Refused(reason)),
+        Looked::Wrong(_) => true,
+        Looked::Sound { lacks } => lacks,
     };
-    if all_taken && !begun {
+    if !lacks && !begun {
         let (comparing, sid) = (folder.clone(), row.sid);
         return blocking(move || adopt::compare(&comparing, sid, &content, &snapshot)).await;
     }
@@ -310,7 +355,7 @@ async fn blocking<T: Send + 'static>(
 /// What can be said of a snapshot before its content is fetched.
 fn first_look(
     reader: &Reader<'_>,
-    fid: sync_store::FolderRowId,
+    fid: FolderRowId,
     group: &GroupId,
     row: &SnapshotRow,
     snapshot: &Snapshot,
@@ -332,8 +377,8 @@ fn first_look(
             let reason = format!("a snapshot covers the feed of author {} from where it forks", author.short());
             return Ok(Some(Settled::Refused(reason)));
         }
-        // the last entry of what is covered proves that the feed went so far
-        if !reader.has_entry(group, author, *number)? {
+        // the last entry of what is covered, or one behind it, proves that the feed went so far
+        if !reader.reaches(group, author, *number)? {
             return Ok(Some(Settled::Waits));
         }
     }
@@ -348,12 +393,7 @@ fn first_look(
 /// Removes pieces that no snapshot needs any more.
 async fn trim(folder: &Arc<Folder>) -> Result<(), StoreError> {
     let fid = folder.fid;
-    let work = move |txn: &mut sync_store::Txn<'_>| {
-        let known = txn.reader().snapshots(fid)?;
-        let keep = known.iter().rev().find(|row| row.state == SnapshotState::Complete).map(|row| row.sid);
-        txn.trim_snapshot_chunks(fid, keep, TRIMMED)
-    };
-    while folder.store().write(0, work).await? > 0 {}
+    while folder.store().write(0, move |txn| txn.trim_snapshot_chunks(fid, TRIMMED)).await? > 0 {}
     Ok(())
 }
 
@@ -363,10 +403,10 @@ async fn compact(folder: &Arc<Folder>) -> Result<bool, StoreError> {
     let mut entries = 0;
     while !folder.cancel.is_cancelled() {
         let dropped = folder.store().write(0, move |txn| txn.drop_covered(fid, &group, DROPPED)).await?;
-        if dropped.entries + dropped.held_back == 0 {
+        if dropped.entries == 0 {
             break;
         }
-        entries += dropped.entries + dropped.held_back;
+        entries += dropped.entries;
     }
     if entries > 0 {
         tracing::debug!(folder = %folder.name, entries, "covered entries left the log");
@@ -383,7 +423,7 @@ async fn forget(folder: &Arc<Folder>) -> Result<(), StoreError> {
     let mut after: Option<Vec<u8>> = None;
     loop {
         let from = after.clone();
-        let work = move |txn: &mut sync_store::Txn<'_>| {
+        let work = move |txn: &mut Txn<'_>| {
             let covered = coverage(txn.reader().covered(fid)?);
             let is_memory = |versions: &[u8]| {
                 let versions = sync_core::folder::Versions::decode(versions);

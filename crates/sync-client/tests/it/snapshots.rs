@@ -274,6 +274,37 @@ async fn one_with_all_entries_one_with_some_and_one_with_none_come_to_the_same()
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_each_write_a_snapshot_while_they_are_apart_come_together_again() {
+    let mut folders = Folders::new().await;
+    folders.join("a", "b").await;
+    history(&folders, "a", 0..8).await;
+    history(&folders, "b", 0..5).await;
+    folders.equal().await;
+    folders.close("b").await;
+    history(&folders, "a", 8..48).await;
+    folders.until("a", "short", |log| log.snapshot_bytes > 0 && log.dropped > 0).await;
+    folders.close("a").await;
+    folders.open("b").await;
+    history(&folders, "b", 8..48).await;
+    folders.until("b", "short", |log| log.snapshot_bytes > 0 && log.dropped > 0).await;
+    let alone = files(&folders.tree("b"));
+    folders.open("a").await;
+    folders.equal().await;
+    let found = files(&folders.tree("a"));
+    let expected = format!("a {}", 47);
+    assert_eq!(found.get(Path::new("in/a-7")), Some(&expected));
+    for (path, content) in alone.iter().filter(|(path, _)| path.to_string_lossy().starts_with("in/b-")) {
+        assert_eq!(found.get(path), Some(content), "{path:?}");
+    }
+    assert!(!found.contains_key(Path::new("a-passing")) && !found.contains_key(Path::new("b-passing")));
+    // and a newcomer gets it from either
+    folders.close("b").await;
+    folders.join("a", "c").await;
+    folders.equal().await;
+    assert_eq!(files(&folders.tree("c")), found);
+}
+
 /// Alice with a folder, a member who means it ill, and one who gives out whatever that one calls a snapshot's content.
 struct Hostile {
     site: Site,

@@ -30,6 +30,12 @@ impl Coverage {
         self.0.get(author).is_some_and(|last| number <= *last)
     }
 
+    /// Up to which number of an author entries are covered; 0 for none.
+    #[must_use]
+    pub fn until(&self, author: &AuthorId) -> Number {
+        self.0.get(author).copied().unwrap_or_default()
+    }
+
     /// Whether it covers all that another one does.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
@@ -100,11 +106,14 @@ pub enum Comparison {
 pub fn compare(row: &Versions, snapshot: Option<&Versions>, covered: &Coverage) -> Comparison {
     let said = snapshot.map_or(&[][..], Versions::maximal);
     let is_here = |version: &Version| row.maximal().contains(version) || row.has_superseded(version.dot);
-    let is_named = |version: &Version| said.iter().any(|said| said.dot == version.dot);
+    let is_live = |version: &&Version| version.node != Node::Deleted;
     // a deletion more or less is the same: one may have been forgotten
-    let made_up =
-        |version: &Version| version.node != Node::Deleted && covered.contains(version.dot) && !is_here(version);
-    if said.iter().any(made_up) {
+    let is_named = |version: &Version| match is_live(&version) {
+        true => said.contains(version),
+        false => said.iter().any(|said| said.dot == version.dot),
+    };
+    let made_up = |version: &Version| covered.contains(version.dot) && !is_here(version);
+    if said.iter().filter(is_live).any(made_up) {
         return Comparison::Different;
     }
     // whoever writes a snapshot may have seen more than it covers, but then that is written somewhere
@@ -113,6 +122,17 @@ pub fn compare(row: &Versions, snapshot: Option<&Versions>, covered: &Coverage) 
         || snapshot.is_some_and(|snapshot| snapshot.superseded_dots().any(ahead));
     if unknown {
         return Comparison::Unknown;
+    }
+    // what was superseded here may stand there only if what did that is still to come for who takes the snapshot in
+    let comes = |said: &Version| {
+        let mut later = row.maximal().iter().filter(|version| !covered.contains(version.dot));
+        later.any(|version| version.vector.contains(said.dot))
+    };
+    let outdated = |version: &Version| covered.contains(version.dot) && !row.maximal().contains(version) && !comes(version);
+    let outweighs = snapshot.is_some_and(|said| said.heaviest().is_some() && said.heaviest() != row.heaviest());
+    if said.iter().filter(is_live).any(outdated) || outweighs {
+        let all_covered = row.reached().all(|dot| covered.contains(dot));
+        return if all_covered { Comparison::Different } else { Comparison::Unknown };
     }
     let within = |version: &Version| version.vector.iter().all(|dot| covered.contains(dot));
     let left_out = |version: &Version| {
@@ -388,6 +408,52 @@ mod tests {
             let unheard = if lie == 2 { full.covered == before } else { !believed };
             prop_assert!(unheard);
         }
+    }
+
+    #[test]
+    fn a_snapshot_that_says_another_thing_under_the_same_dot_or_brings_back_or_outweighs_is_not_agreed_with() {
+        let record = |node, basis: &[Dot]| Record {
+            path: TreePath::new("p").expect("a path"),
+            node,
+            mode: 0,
+            mtime: 0,
+            basis: basis.iter().copied().collect(),
+        };
+        let row = |versions: &[&Version]| {
+            let mut row = Versions::default();
+            versions.iter().for_each(|version| {
+                row.insert((*version).clone());
+            });
+            row
+        };
+        let (first, second) = (Dot::new(author(0), Number(5), 0), Dot::new(author(1), Number(9), 0));
+        let covered: Coverage = [(author(0), Number(5)), (author(1), Number(9))].into_iter().collect();
+        let before: Coverage = [(author(0), Number(5)), (author(1), Number(8))].into_iter().collect();
+        let here = Version::new(&record(file(1), &[]), first);
+        let twin = Version::new(&record(Node::Deleted, &[]), first);
+        let gone = Version::new(&record(Node::Deleted, &[first]), second);
+        let edit = Version::new(&record(file(2), &[first]), second);
+
+        // a deletion in the place of what is there
+        assert_eq!(compare(&row(&[&here]), Some(&row(&[&here])), &covered), Comparison::Same);
+        assert_eq!(compare(&row(&[&here]), Some(&row(&[&twin])), &covered), Comparison::Different);
+        // what was deleted or overwritten, in the place of nothing or of what is there
+        let other = Version { node: file(99), ..here.clone() };
+        for later in [&gone, &edit] {
+            let superseded = row(&[&here, later]);
+            for back in [&here, &other] {
+                assert_eq!(compare(&superseded, Some(&row(&[back])), &covered), Comparison::Different);
+            }
+            // one that was written before that says so, and who takes it in gets what followed
+            assert_eq!(compare(&superseded, Some(&row(&[&here])), &before), Comparison::Same);
+            assert_eq!(compare(&superseded, Some(&superseded), &covered), Comparison::Same);
+        }
+        // one that has seen what is to come beyond what is covered, under a dot that is superseded here
+        let vast: Vector = [first, Dot::new(author(2), Number(1 << 40), 0)].into_iter().collect();
+        let heavy = Version { vector: vast, node: file(7), ..here.clone() };
+        let mut outweighed = row(&[&edit]);
+        assert!(outweighed.weigh(heavy));
+        assert_eq!(compare(&row(&[&here, &edit]), Some(&outweighed), &covered), Comparison::Different);
     }
 
     #[test]

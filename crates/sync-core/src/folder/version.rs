@@ -150,7 +150,7 @@ impl Versions {
     }
 
     /// Remembers a version that is not maximal if none weighs more; whether that changed anything.
-    fn weigh(&mut self, version: Version) -> bool {
+    pub(super) fn weigh(&mut self, version: Version) -> bool {
         let outweighs = |kept: &Version| version.cmp_weight(kept).is_gt();
         if !self.heaviest.as_ref().is_none_or(outweighs) || !self.maximal.iter().all(outweighs) {
             return false;
@@ -208,6 +208,11 @@ impl Versions {
     /// Whether a version of another dot has seen a dot.
     pub(super) fn has_superseded(&self, dot: Dot) -> bool {
         self.superseded()(dot)
+    }
+
+    /// The version that outweighs the maximal ones, if one does.
+    pub(super) fn heaviest(&self) -> Option<&Version> {
+        self.heaviest.as_ref()
     }
 
     /// What is superseded.

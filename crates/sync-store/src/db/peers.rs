@@ -163,7 +163,7 @@ impl Reader<'_> {
     pub fn unacked(&self, group: &GroupId) -> Result<u64, StoreError> {
         let gid = self.gid(group)?;
         let mut statement =
-            self.conn.prepare_cached("SELECT count(*) FROM entries WHERE id > ?1 AND id <= ?2 AND own >= 2")?;
+            self.conn.prepare_cached("SELECT count(*) FROM entries WHERE id > ?1 AND id <= ?2 AND own = 2")?;
         let span = (row_id(gid, self.acked(group)?), row_id(gid, MAX_CURSOR));
         Ok(unsigned(statement.query_row(span, |row| row.get(0))?))
     }

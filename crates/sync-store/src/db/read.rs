@@ -299,8 +299,7 @@ impl<'c> Reader<'c> {
     pub fn entries_at(&self, group: &GroupId, wants: &[Want], limits: Limits) -> Result<Vec<Carried>, StoreError> {
         let gid = self.gid(group)?;
         let mut statement = self.conn.prepare_cached(
-            "SELECT id, length(bytes) FROM entries WHERE feed = ?1 AND number BETWEEN ?2 AND ?3 AND own < 3 \
-             ORDER BY number, id",
+            "SELECT id, length(bytes) FROM entries WHERE feed = ?1 AND number BETWEEN ?2 AND ?3 ORDER BY number, id",
         )?;
         let (mut entries, mut bytes) = (Vec::new(), 0);
         for want in wants {
@@ -344,9 +343,9 @@ impl<'c> Reader<'c> {
     }
 }
 
-/// What peers are served; a moved row is empty, and what a snapshot says goes once somebody has that.
+/// What peers are served; a moved row is empty.
 const SERVED: &str = "SELECT e.id, f.author, e.number, e.class, e.source, length(e.bytes), f.fork \
-    FROM entries e JOIN feeds f ON f.feed = e.feed WHERE e.id > ?1 AND e.id <= ?2 AND e.own < 3 ORDER BY e.id";
+    FROM entries e JOIN feeds f ON f.feed = e.feed WHERE e.id > ?1 AND e.id <= ?2 ORDER BY e.id";
 /// The same without sealed entries: few among many, so that greeting a peer does not look through the whole log.
 const SERVED_OPEN: &str = "SELECT e.id, f.author, e.number, e.class, e.source, length(e.bytes), f.fork \
     FROM entries e INDEXED BY entries_open JOIN feeds f ON f.feed = e.feed \

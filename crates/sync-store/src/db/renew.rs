@@ -102,7 +102,7 @@ impl Change<'_> {
             .query_row([group.gid], |row| row.get(0))?;
         let mut statement = conn.prepare_cached(
             "SELECT id, number FROM entries \
-             WHERE feed = ?1 AND own >= 2 AND digest IS NOT NULL AND id > ?2 ORDER BY id",
+             WHERE feed = ?1 AND own = 2 AND digest IS NOT NULL AND id > ?2 ORDER BY id",
         )?;
         let unacked = statement
             .query_map((feed.row, row_id(group.gid, Cursor(unsigned(acked)))), |row| Ok((row.get(0)?, row.get(1)?)))?

@@ -101,8 +101,26 @@ pub struct Dropped {
     pub entries: usize,
     /// Bytes of their envelopes.
     pub bytes: u64,
-    /// Own entries that stay until they are acknowledged, and are sent to nobody from now on.
-    pub held_back: usize,
+}
+
+/// What is here of a range of entries that somebody says are a folder's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RangeHere {
+    /// Some of it is not here, or was dropped from here and never taken into this folder.
+    pub lacks: bool,
+    /// Some of it was dropped from here as another folder's.
+    pub elsewhere: bool,
+}
+
+/// An entry that is here, in a range that somebody says is a folder's, and was not taken into that folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Untaken {
+    /// Its number.
+    pub number: Number,
+    /// Whether its epoch is known.
+    pub readable: bool,
+    /// The envelope.
+    pub bytes: Vec<u8>,
 }
 
 impl Txn<'_> {
@@ -158,23 +176,25 @@ impl Txn<'_> {
         body: &[u8],
     ) -> Result<(), StoreError> {
         let feed = self.reader().feed_id(group, &author)?;
-        let sql = "UPDATE snapshots SET feed = ?2, number = ?3, state = ?4, body = ?5 WHERE sid = ?1";
-        let values = params![sid.0, feed, signed(number.0), SnapshotState::Told.column(), body];
-        self.live()?.prepare_cached(sql)?.execute(values)?;
-        Ok(())
+        let sql = "UPDATE snapshots SET feed = ?2, number = ?3, state = ?4, body = ?5 WHERE sid = ?1 AND state = ?6";
+        let (written, told) = (SnapshotState::Written.column(), SnapshotState::Told.column());
+        let values = params![sid.0, feed, signed(number.0), told, body, written];
+        one(self.live()?.prepare_cached(sql)?.execute(values)?)
     }
 
-    /// Says that a snapshot does not say what the log says.
+    /// Says that a snapshot does not say what the log says: it needs no pieces any more.
     pub fn refuse_snapshot(&mut self, sid: SnapshotRowId) -> Result<(), StoreError> {
+        let conn = self.live()?;
         let sql = "UPDATE snapshots SET state = ?2, taken = NULL WHERE sid = ?1";
-        self.live()?.prepare_cached(sql)?.execute((sid.0, SnapshotState::Refused.column()))?;
+        conn.prepare_cached(sql)?.execute((sid.0, SnapshotState::Refused.column()))?;
+        conn.prepare_cached("DELETE FROM snapshot_needs WHERE sid = ?1")?.execute([sid.0])?;
         Ok(())
     }
 
     /// Notes up to which key a snapshot's rows were taken in.
     pub fn set_snapshot_taken(&mut self, sid: SnapshotRowId, key: &[u8]) -> Result<(), StoreError> {
-        self.live()?.prepare_cached("UPDATE snapshots SET taken = ?2 WHERE sid = ?1")?.execute((sid.0, key))?;
-        Ok(())
+        let sql = "UPDATE snapshots SET taken = ?2 WHERE sid = ?1 AND state = ?3 AND taken IS NOT NULL";
+        one(self.live()?.prepare_cached(sql)?.execute((sid.0, key, SnapshotState::Told.column()))?)
     }
 
     /// Forgets a snapshot; its pieces go with [`trim_snapshot_chunks`](Self::trim_snapshot_chunks).
@@ -191,8 +211,9 @@ impl Txn<'_> {
         group: &GroupId,
         covered: &[(AuthorId, Number)],
     ) -> Result<(), StoreError> {
-        self.cover(fid, group, covered, false)?;
-        self.set_snapshot_taken(sid, &[])
+        let sql = "UPDATE snapshots SET taken = x'' WHERE sid = ?1 AND fid = ?2 AND state = ?3 AND taken IS NULL";
+        one(self.live()?.prepare_cached(sql)?.execute((sid.0, fid.0, SnapshotState::Told.column()))?)?;
+        self.cover(fid, group, covered, false)
     }
 
     fn cover(
@@ -216,8 +237,8 @@ impl Txn<'_> {
         Ok(())
     }
 
-    /// A snapshot is all here, the index agrees with it, and it covers these feeds up to these numbers; those that were
-    /// complete before are forgotten. What it covers may be dropped if it was `compared` with what the log says.
+    /// A snapshot is all here, the index agrees with it, and it covers these feeds up to these numbers. What it covers may
+    /// be dropped if it was `compared` with what the log says. Fails, and changes nothing, unless it was told and is here.
     pub fn complete_snapshot(
         &mut self,
         fid: FolderRowId,
@@ -226,12 +247,11 @@ impl Txn<'_> {
         covered: &[(AuthorId, Number)],
         compared: bool,
     ) -> Result<(), StoreError> {
+        let (told, complete) = (SnapshotState::Told.column(), SnapshotState::Complete.column());
+        let sql = "UPDATE snapshots SET state = ?3, taken = NULL WHERE sid = ?1 AND fid = ?2 AND state = ?4";
+        one(self.live()?.prepare_cached(sql)?.execute((sid.0, fid.0, complete, told))?)?;
         self.cover(fid, group, covered, compared)?;
         let conn = self.live()?;
-        let complete = SnapshotState::Complete.column();
-        conn.prepare_cached("DELETE FROM snapshots WHERE fid = ?1 AND state = ?2")?.execute((fid.0, complete))?;
-        conn.prepare_cached("UPDATE snapshots SET state = ?2, taken = NULL WHERE sid = ?1")?
-            .execute((sid.0, complete))?;
         conn.prepare_cached(
             "UPDATE folders SET since_records = 0, since_entries = (\
                SELECT coalesce(sum(r.last - max(r.first, coalesce(c.last, 0) + 1) + 1), 0) \
@@ -239,6 +259,13 @@ impl Txn<'_> {
                WHERE r.fid = ?1 AND r.last > coalesce(c.last, 0)) WHERE fid = ?1",
         )?
         .execute([fid.0])?;
+        Ok(())
+    }
+
+    /// Has a snapshot of a folder written as soon as can be, also after a restart.
+    pub fn call_for_snapshot(&mut self, fid: FolderRowId) -> Result<(), StoreError> {
+        let sql = "UPDATE folders SET since_entries = ?2 WHERE fid = ?1";
+        self.live()?.prepare_cached(sql)?.execute((fid.0, CALLED_FOR))?;
         Ok(())
     }
 
@@ -253,10 +280,18 @@ impl Txn<'_> {
         let SnapshotChunk { codec, len, bytes } = chunk;
         self.live()?
             .prepare_cached(
-                "INSERT INTO snapshot_chunks (fid, sid, hash, codec, len, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6) \
-                 ON CONFLICT (hash, fid) DO UPDATE SET sid = excluded.sid",
+                "INSERT INTO snapshot_chunks (fid, hash, codec, len, bytes) VALUES (?1, ?2, ?3, ?4, ?5) \
+                 ON CONFLICT (hash, fid) DO NOTHING",
             )?
-            .execute(params![fid.0, sid.0, hash, codec, len, bytes])?;
+            .execute(params![fid.0, hash, codec, len, bytes])?;
+        self.need_snapshot_chunk(sid, hash)
+    }
+
+    /// Says that a snapshot needs a piece, unless the snapshot was forgotten meanwhile.
+    fn need_snapshot_chunk(&mut self, sid: SnapshotRowId, hash: &[u8; 32]) -> Result<(), StoreError> {
+        let sql = "INSERT INTO snapshot_needs (sid, hash) SELECT sid, ?2 FROM snapshots WHERE sid = ?1 \
+             ON CONFLICT (sid, hash) DO NOTHING";
+        self.live()?.prepare_cached(sql)?.execute((sid.0, hash))?;
         Ok(())
     }
 
@@ -267,25 +302,25 @@ impl Txn<'_> {
         sid: SnapshotRowId,
         hash: &[u8; 32],
     ) -> Result<bool, StoreError> {
-        let sql = "UPDATE snapshot_chunks SET sid = ?2 WHERE fid = ?1 AND hash = ?3";
-        Ok(self.live()?.prepare_cached(sql)?.execute((fid.0, sid.0, hash))? > 0)
+        let sql = "SELECT EXISTS (SELECT 1 FROM snapshot_chunks WHERE hash = ?1 AND fid = ?2)";
+        let is_here: bool = self.live()?.prepare_cached(sql)?.query_row((hash, fid.0), |row| row.get(0))?;
+        if is_here {
+            self.need_snapshot_chunk(sid, hash)?;
+        }
+        Ok(is_here)
     }
 
-    /// Removes some pieces that this snapshot does not need; returns how many, none once all are gone.
-    pub fn trim_snapshot_chunks(
-        &mut self,
-        fid: FolderRowId,
-        keep: Option<SnapshotRowId>,
-        limit: usize,
-    ) -> Result<usize, StoreError> {
+    /// Removes some pieces that no snapshot needs; returns how many, none once all are gone.
+    pub fn trim_snapshot_chunks(&mut self, fid: FolderRowId, limit: usize) -> Result<usize, StoreError> {
         let sql = "DELETE FROM snapshot_chunks WHERE id IN (\
-             SELECT id FROM snapshot_chunks WHERE fid = ?1 AND sid IS NOT ?2 LIMIT ?3)";
-        let values = (fid.0, keep.map(|keep| keep.0), signed(limit as u64));
-        Ok(self.live()?.prepare_cached(sql)?.execute(values)?)
+             SELECT c.id FROM snapshot_chunks c WHERE c.fid = ?1 AND NOT EXISTS (\
+               SELECT 1 FROM snapshot_needs n JOIN snapshots s ON s.sid = n.sid \
+               WHERE n.hash = c.hash AND s.fid = c.fid) LIMIT ?2)";
+        Ok(self.live()?.prepare_cached(sql)?.execute((fid.0, signed(limit as u64)))?)
     }
 
-    /// Counts ranges as taken in, and as held without their envelopes where these are not here; with each the hash at its
-    /// end.
+    /// Counts what is not here of ranges as held without its envelopes, and as taken in; with each the hash at its end. An
+    /// envelope that is here stays what it is: only who has read it knows whose it is.
     pub fn adopt_ranges(
         &mut self,
         fid: FolderRowId,
@@ -294,6 +329,20 @@ impl Txn<'_> {
         ranges: &[(Range, EnvelopeHash)],
     ) -> Result<(), StoreError> {
         self.change(group)?.adopt_ranges(fid, *author, ranges)
+    }
+
+    /// Notes that an entry that a snapshot which was taken in covers, and that is here, was read and is one of the folder's.
+    pub fn note_covered(
+        &mut self,
+        fid: FolderRowId,
+        group: &GroupId,
+        author: &AuthorId,
+        number: Number,
+    ) -> Result<(), StoreError> {
+        let feed =
+            self.reader().feed_id(group, author)?.ok_or_else(|| StoreError::corrupt("an entry without a feed"))?;
+        add_run(self.live()?, fid, feed, Range { first: number, last: number })?;
+        Ok(())
     }
 
     /// Drops entries that snapshots of a folder cover which were compared, at most `limit`; none once all are gone.
@@ -343,10 +392,10 @@ impl Change<'_> {
             let lacking = feed.state.held.lacking(*range);
             for gap in &lacking {
                 let behind = match gap.last.next() {
-                    Some(next) if gap.last != range.last => held_at(conn, feed.row, next)?,
-                    _ => Vec::new(),
+                    Some(next) => held_at(conn, feed.row, next)?,
+                    None => Vec::new(),
                 };
-                // what follows names the hash; what was dropped there itself takes the gap in
+                // what follows names the hash, whatever a snapshot says; what was dropped there itself takes the gap in
                 let head = behind.iter().find_map(|behind| behind.previous).unwrap_or(*head);
                 add_dropped(conn, feed.row, *gap, head, *range)?;
             }
@@ -354,7 +403,9 @@ impl Change<'_> {
                 adopted.push(*range);
                 head_at = Some((range.last, *head));
             }
-            add_run(conn, fid, feed.row, *range)?;
+            for gone in dropped_within(conn, feed.row, *range)? {
+                add_run(conn, fid, feed.row, gone)?;
+            }
         }
         if let Some((last, head)) = head_at {
             let highest = feed.state.held.highest();
@@ -384,7 +435,6 @@ impl Change<'_> {
             let left = limit - dropped.entries;
             // the last one proves that the feed went that far
             let below = feed.state.fork.map_or(last, |fork| fork.0.min(last));
-            dropped.held_back += hold_back(conn, fid, feed, below, acked, left)?;
             let gone = covered_entries(conn, fid, feed, below, acked, left)?;
             for entry in &gone {
                 dropped.entries += 1;
@@ -411,30 +461,6 @@ impl Change<'_> {
     }
 }
 
-/// Serves what was written here and is covered to nobody any more: it stays until somebody acknowledges it or the snapshot,
-/// so that it can be issued again if this database turns out to be an old one.
-fn hold_back(
-    conn: &Connection,
-    fid: FolderRowId,
-    feed: &Feed,
-    below: u64,
-    acked: i64,
-    limit: usize,
-) -> Result<usize, StoreError> {
-    if !feed.own {
-        return Ok(0);
-    }
-    let held_back = conn
-        .prepare_cached(
-            "UPDATE entries SET own = 3 WHERE id IN (\
-               SELECT e.id FROM folder_runs r JOIN entries e ON e.feed = r.feed AND e.number BETWEEN r.first AND r.last \
-               WHERE r.fid = ?1 AND r.feed = ?2 AND r.first < ?3 AND e.number < ?3 AND e.class = ?4 AND e.own = 2 \
-                 AND e.id > ?5 LIMIT ?6)",
-        )?
-        .execute(params![fid.0, feed.row, signed(below), Class::Sealed.code(), acked, signed(limit as u64)])?;
-    Ok(held_back)
-}
-
 /// Forgets the snapshot whose entry is taken out of a feed; false if it is none's.
 pub(super) fn take_out(conn: &Connection, feed: i64, number: i64) -> Result<bool, StoreError> {
     let sql = "DELETE FROM snapshots WHERE feed = ?1 AND number = ?2";
@@ -455,7 +481,7 @@ pub(super) fn uncover(conn: &Connection, feed: i64, from: Number) -> Result<(), 
         conn.prepare_cached(
             "UPDATE folders SET since_entries = ?2 WHERE fid IN (SELECT fid FROM folder_covered WHERE feed = ?1)",
         )?
-        .execute((feed, i64::MAX / 2))?;
+        .execute((feed, CALLED_FOR))?;
     }
     conn.prepare_cached("DELETE FROM folder_runs WHERE feed = ?1 AND first >= ?2")?.execute((feed, from))?;
     conn.prepare_cached("UPDATE folder_runs SET last = ?2 - 1 WHERE feed = ?1 AND last >= ?2")?
@@ -463,6 +489,8 @@ pub(super) fn uncover(conn: &Connection, feed: i64, from: Number) -> Result<(), 
     Ok(())
 }
 
+/// Entries that count as taken in since the last snapshot where one is to be written whatever there is.
+const CALLED_FOR: i64 = i64::MAX / 2;
 /// Leaves of a row its cursor and check.
 const EMPTY: &str = "UPDATE entries SET state = 2, feed = NULL, number = NULL, class = NULL, own = NULL, source = NULL, \
     blob_id = NULL, hash = NULL, previous = NULL, digest = NULL, epoch_number = NULL, epoch_hash = NULL, bytes = NULL \
@@ -530,6 +558,22 @@ fn add_run(conn: &Connection, fid: FolderRowId, feed: i64, range: Range) -> Resu
     )?
     .execute((fid.0, feed, first, last))?;
     Ok(true)
+}
+
+/// What was dropped of a range, as far as the hash at its end is known.
+fn dropped_within(conn: &Connection, feed: i64, range: Range) -> Result<Vec<Range>, StoreError> {
+    let mut statement = conn.prepare_cached(
+        "SELECT max(first, ?2), last FROM dropped WHERE feed = ?1 AND last BETWEEN ?2 AND ?3 ORDER BY first",
+    )?;
+    let dropped = statement.query_map((feed, signed(range.first.0), signed(range.last.0)), |row| {
+        Ok(Range { first: Number(unsigned(row.get(0)?)), last: Number(unsigned(row.get(1)?)) })
+    })?;
+    Ok(dropped.collect::<Result<_, _>>()?)
+}
+
+/// One row was to change.
+fn one(changed: usize) -> Result<(), StoreError> {
+    if changed == 1 { Ok(()) } else { Err(StoreError::UnknownSnapshot) }
 }
 
 /// Adds a range whose envelopes are not here, joined with those beside it in the same run; the hash at the end of a run is
@@ -676,11 +720,61 @@ impl Reader<'_> {
         Ok(statement.query_row((feed, signed(number.0)), |row| row.get(0))?)
     }
 
-    /// Whether the envelope at a number is here.
-    pub fn has_entry(&self, group: &GroupId, author: &AuthorId, number: Number) -> Result<bool, StoreError> {
-        let Some(feed) = self.feed_id(group, author)? else { return Ok(false) };
-        let sql = "SELECT EXISTS (SELECT 1 FROM entries WHERE feed = ?1 AND number = ?2)";
-        Ok(self.conn.prepare_cached(sql)?.query_row((feed, signed(number.0)), |row| row.get(0))?)
+    /// Whether a feed is known to go as far as a number: its envelope is here, or was and left, or one behind it is here.
+    pub fn reaches(&self, group: &GroupId, author: &AuthorId, number: Number) -> Result<bool, StoreError> {
+        Ok(self.feed(group, author)?.held.highest().is_some_and(|highest| highest >= number))
+    }
+
+    /// What is here of a range of entries that somebody says are a folder's.
+    pub fn range_here(
+        &self,
+        fid: FolderRowId,
+        group: &GroupId,
+        author: &AuthorId,
+        range: Range,
+    ) -> Result<RangeHere, StoreError> {
+        let Some(feed) = self.feed_id(group, author)? else {
+            return Ok(RangeHere { lacks: true, elsewhere: false });
+        };
+        let gaps = !self.feed(group, author)?.held.lacking(range).is_empty();
+        let values = (fid.0, feed, signed(range.first.0), signed(range.last.0));
+        let dropped = "SELECT max(first, ?3) AS first, min(last, ?4) AS last FROM dropped \
+             WHERE feed = ?2 AND first <= ?4 AND last >= ?3";
+        let strange = format!(
+            "SELECT EXISTS (SELECT 1 FROM ({dropped}) d WHERE NOT EXISTS (SELECT 1 FROM folder_runs r \
+             WHERE r.fid = ?1 AND r.feed = ?2 AND r.first <= d.first AND r.last >= d.last))"
+        );
+        let others = format!(
+            "SELECT EXISTS (SELECT 1 FROM ({dropped}) d JOIN folder_runs r ON r.feed = ?2 \
+             WHERE r.fid <> ?1 AND r.first <= d.last AND r.last >= d.first)"
+        );
+        let strange: bool = self.conn.prepare_cached(&strange)?.query_row(values, |row| row.get(0))?;
+        let elsewhere = strange && self.conn.prepare_cached(&others)?.query_row(values, |row| row.get(0))?;
+        Ok(RangeHere { lacks: gaps || strange, elsewhere })
+    }
+
+    /// Entries that are here in a range, and were not taken into a folder, from a number on, at most `limit`.
+    pub fn untaken(
+        &self,
+        fid: FolderRowId,
+        group: &GroupId,
+        author: &AuthorId,
+        range: Range,
+        limit: usize,
+    ) -> Result<Vec<Untaken>, StoreError> {
+        let Some(feed) = self.feed_id(group, author)? else { return Ok(Vec::new()) };
+        let mut statement = self.conn.prepare_cached(
+            "SELECT e.number, e.state, e.bytes FROM entries e \
+             WHERE e.feed = ?2 AND e.number BETWEEN ?3 AND ?4 AND NOT EXISTS (SELECT 1 FROM folder_runs r \
+               WHERE r.fid = ?1 AND r.feed = ?2 AND r.first <= e.number AND r.last >= e.number) \
+             ORDER BY e.number, e.id LIMIT ?5",
+        )?;
+        let values = (fid.0, feed, signed(range.first.0), signed(range.last.0), signed(limit as u64));
+        let rows = statement.query_map(values, |row| {
+            let readable = row.get::<_, i64>(1)? == 0;
+            Ok(Untaken { number: Number(unsigned(row.get(0)?)), readable, bytes: row.get(2)? })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// The hashes known at a number: of what is here, or at the end of what was dropped.

@@ -7,7 +7,7 @@ use sync_types::{
 use tempfile::TempDir;
 
 use super::support::*;
-use crate::{Compaction, Db, Dropped, FolderRowId, SnapshotChunk, SnapshotState};
+use crate::{Compaction, Db, Dropped, FolderRowId, RangeHere, SnapshotChunk, SnapshotState, StoreError};
 
 const FOLDER: FolderId = FolderId([7; 16]);
 
@@ -79,6 +79,10 @@ impl Home {
     }
 }
 
+fn want(author: AuthorId, first: u64, last: u64) -> sync_types::Want {
+    sync_types::Want { author, range: range(first, last) }
+}
+
 /// The admission of the second author, and its feed's first entries.
 fn feed(len: usize) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     let group = GroupId::of(&charter(&author(1), 1));
@@ -122,7 +126,7 @@ fn what_is_covered_is_dropped_and_still_counts_as_held() {
 }
 
 #[test]
-fn what_nobody_has_acknowledged_is_not_dropped() {
+fn what_nobody_has_acknowledged_is_neither_dropped_nor_held_back() {
     let alice = author(1).id();
     let mut home = Home::new(&[]);
     let group = home.group;
@@ -134,12 +138,11 @@ fn what_nobody_has_acknowledged_is_not_dropped() {
     assert_eq!(home.drop_covered(100).entries, 0);
     let pending = home.db.read(|reader| reader.unacked(&group)).unwrap();
     assert_eq!(pending, 10);
-    // but it is not sent either: whoever lacks it takes the snapshot
+    // it is sent as ever: whoever has a snapshot of its own that covers less has no other way to it
     let everything = sync_core::Selection::everything(Scope::All);
     let sent = home.db.read(|reader| reader.read_after(&group, Cursor(0), ALL, &everything, None)).unwrap();
-    assert_eq!((sent.entries.len(), sent.max_cursor), (1, Cursor(10)));
-    let want = sync_types::Want { author: alice, range: range(1, 9) };
-    assert!(home.db.read(|reader| reader.entries_at(&group, &[want], ALL)).unwrap().is_empty());
+    assert_eq!((sent.entries.len(), sent.max_cursor), (10, Cursor(10)));
+    assert_eq!(home.db.read(|reader| reader.entries_at(&group, &[want(alice, 1, 9)], ALL)).unwrap().len(), 9);
     let acknowledge = |txn: &mut crate::Txn<'_>| {
         let peer = txn.peer(&group, &ReplicaId([5; 16]))?;
         txn.record_ack(&group, peer, Cursor(6))
@@ -210,6 +213,71 @@ fn what_a_snapshot_covers_that_was_only_believed_is_not_dropped() {
     assert_eq!(home.drop_covered(100).entries, 0);
     home.cover(bob, 4);
     assert_eq!(home.drop_covered(100).entries, 3);
+}
+
+#[test]
+fn a_snapshot_that_was_replaced_meanwhile_covers_nothing() {
+    let (admission, said) = feed(6);
+    let bob = author(2).id();
+    let mut home = Home::new(&admission);
+    let (group, fid) = (home.group, home.fid);
+    ingest(&mut home.db, &group, &said).unwrap();
+    home.take(bob, 1..=6);
+    let add = |txn: &mut crate::Txn<'_>| txn.add_snapshot(fid, &group, Some((bob, Number(6))), b"body");
+    let covered = [(bob, Number(5))];
+    let gone = home.db.write(add).unwrap();
+    home.db.write(|txn| txn.remove_snapshot(gone)).unwrap();
+    let refused = home.db.write(add).unwrap();
+    home.db.write(|txn| txn.refuse_snapshot(refused)).unwrap();
+    for sid in [gone, refused] {
+        for compared in [false, true] {
+            let complete = home.db.write(|txn| txn.complete_snapshot(fid, sid, &group, &covered, compared));
+            assert!(matches!(complete, Err(StoreError::UnknownSnapshot)), "{complete:?}");
+        }
+        let begun = home.db.write(|txn| txn.begin_adoption(fid, sid, &group, &covered));
+        assert!(matches!(begun, Err(StoreError::UnknownSnapshot)), "{begun:?}");
+        let taken = home.db.write(|txn| txn.set_snapshot_taken(sid, b"key"));
+        assert!(matches!(taken, Err(StoreError::UnknownSnapshot)), "{taken:?}");
+        let told = home.db.write(|txn| txn.set_snapshot_entry(sid, &group, (bob, Number(6)), b"body"));
+        assert!(matches!(told, Err(StoreError::UnknownSnapshot)), "{told:?}");
+    }
+    assert_eq!(home.db.read(|reader| reader.covered(fid)).unwrap(), []);
+    assert_eq!(home.drop_covered(100).entries, 0);
+    // one that was begun is not begun again
+    let sid = home.db.write(add).unwrap();
+    home.db.write(|txn| txn.begin_adoption(fid, sid, &group, &covered)).unwrap();
+    assert!(home.db.write(|txn| txn.begin_adoption(fid, sid, &group, &covered)).is_err());
+    home.db.write(|txn| txn.complete_snapshot(fid, sid, &group, &covered, false)).unwrap();
+}
+
+#[test]
+fn what_a_snapshot_says_is_the_folders_is_not_dropped_unless_it_was_read_and_is() {
+    let (admission, said) = feed(12);
+    let bob = author(2).id();
+    let mut home = Home::new(&admission);
+    let (group, fid) = (home.group, home.fid);
+    let arrived: Vec<_> = said[..3].iter().chain(&said[5..]).cloned().collect();
+    ingest(&mut home.db, &group, &arrived).unwrap();
+    // 2 and 3 are an app's, 4 and 5 are not here
+    home.take(bob, [1].into_iter().chain(6..=10));
+    let here = |home: &Home, range| home.db.read(|reader| reader.range_here(fid, &group, &bob, range)).unwrap();
+    assert_eq!(here(&home, range(1, 10)), RangeHere { lacks: true, elsewhere: false });
+    let untaken = |home: &Home| home.db.read(|reader| reader.untaken(fid, &group, &bob, range(1, 10), 9)).unwrap();
+    assert_eq!(untaken(&home).iter().map(|entry| entry.number.0).collect::<Vec<_>>(), [2, 3]);
+    home.adopt(bob, range(1, 10), hash(&said[9]));
+    assert_eq!(here(&home, range(1, 10)), RangeHere::default(), "2 and 3 are here");
+    assert_eq!(untaken(&home).len(), 2, "and still nobody's");
+    home.cover(bob, 10);
+    assert_eq!(home.drop_covered(100).entries, 5);
+    let left = home.db.read(|reader| reader.entries_at(&group, &[want(bob, 1, 12)], ALL)).unwrap();
+    assert_eq!(left.len(), 5, "2, 3, and from 10 on");
+    // for another folder that dropped range is another's
+    let other = home.db.write(|txn| txn.add_folder(&group, &FolderId([8; 16]), "other")).unwrap();
+    let elsewhere = |range| home.db.read(|reader| reader.range_here(other, &group, &bob, range)).unwrap();
+    assert_eq!(elsewhere(range(1, 3)), RangeHere { lacks: true, elsewhere: true });
+    assert_eq!(elsewhere(range(2, 3)), RangeHere::default());
+    assert!(home.db.read(|reader| reader.reaches(&group, &bob, Number(12))).unwrap());
+    assert!(!home.db.read(|reader| reader.reaches(&group, &bob, Number(13))).unwrap());
 }
 
 #[test]
@@ -322,7 +390,7 @@ fn pieces_stay_while_a_snapshot_needs_them() {
     let mut home = Home::new(&admission);
     let (group, fid) = (home.group, home.fid);
     let chunk = SnapshotChunk { codec: 0, len: 3, bytes: b"abc".to_vec() };
-    let (old, new) = home
+    let (old, new, third) = home
         .db
         .write(|txn| {
             let old = txn.add_snapshot(fid, &group, None, &[])?;
@@ -334,16 +402,28 @@ fn pieces_stay_while_a_snapshot_needs_them() {
             txn.set_snapshot_entry(old, &group, (author(1).id(), Number(1)), b"old")?;
             txn.set_snapshot_entry(new, &group, (author(1).id(), Number(2)), b"new")?;
             txn.complete_snapshot(fid, old, &group, &[], true)?;
+            txn.remove_snapshot(old)?;
             txn.complete_snapshot(fid, new, &group, &[(author(1).id(), Number(1))], true)?;
-            Ok((old, new))
+            // one that is broken off shares a piece with the complete one
+            let third = txn.add_snapshot(fid, &group, None, &[])?;
+            assert!(txn.claim_snapshot_chunk(fid, third, &[2; 32])?);
+            txn.put_snapshot_chunk(fid, third, &[4; 32], &chunk)?;
+            txn.remove_snapshot(third)?;
+            // and its last piece comes after that
+            txn.put_snapshot_chunk(fid, third, &[2; 32], &chunk)?;
+            txn.put_snapshot_chunk(fid, third, &[5; 32], &chunk)?;
+            Ok((old, new, third))
         })
         .unwrap();
-    assert_ne!(old, new);
+    assert!(old != new && new != third);
     let known = home.db.read(|reader| reader.snapshots(fid)).unwrap();
     let known: Vec<_> = known.iter().map(|row| (row.sid, row.state, row.body.as_slice())).collect();
     assert_eq!(known, [(new, SnapshotState::Complete, &b"new"[..])]);
-    assert_eq!(home.db.write(|txn| txn.trim_snapshot_chunks(fid, Some(new), 10)).unwrap(), 1);
-    assert_eq!(home.db.read(|reader| reader.snapshot_chunk(fid, &[1; 32])).unwrap(), None);
+    assert_eq!(home.db.write(|txn| txn.trim_snapshot_chunks(fid, 2)).unwrap(), 2);
+    assert_eq!(home.db.write(|txn| txn.trim_snapshot_chunks(fid, 10)).unwrap(), 1);
+    for gone in [1, 4, 5] {
+        assert_eq!(home.db.read(|reader| reader.snapshot_chunk(fid, &[gone; 32])).unwrap(), None);
+    }
     assert_eq!(home.db.read(|reader| reader.group_snapshot_chunk(&group, &[2; 32])).unwrap(), Some(chunk));
     home.db.write(|txn| txn.remove_folder(fid)).unwrap();
     assert_eq!(home.db.read(|reader| reader.group_snapshot_chunk(&group, &[2; 32])).unwrap(), None);

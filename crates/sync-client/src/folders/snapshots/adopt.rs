@@ -14,8 +14,8 @@ use tokio::runtime::Handle;
 use super::super::engine::Folder;
 use super::super::index::{self, Place};
 use super::super::rows;
-use super::content::{Broken, Content, Stream, row};
-use super::{Settled, coverage};
+use super::content::{Broken, Content, Stream, row, untaken};
+use super::{Settled, complete, coverage};
 
 /// Rows compared or taken in at once.
 const PAGE: usize = 1024;
@@ -49,7 +49,7 @@ pub(super) fn compare(
         (Comparison::Unknown, _) => Ok(Settled::Waits),
         (Comparison::Same, _) => {
             let (fid, group, covered) = (folder.fid, folder.group.id, snapshot.covered.clone());
-            let complete = move |txn: &mut Txn<'_>| txn.complete_snapshot(fid, sid, &group, &covered, true);
+            let complete = move |txn: &mut Txn<'_>| complete(txn, fid, sid, &group, &covered, true);
             Handle::current().block_on(folder.store().write(0, complete))?;
             Ok(Settled::Complete)
         }
@@ -159,9 +159,20 @@ pub(super) fn adopt(
             let some = some.to_vec();
             write(some.len() * 64, Box::new(move |txn| txn.adopt_ranges(fid, &group, &author, &some)))?;
         }
+        for (range, _) in ranges {
+            // came while the rows were taken in, and so was not taken in itself
+            let came = folder.store().read_here(|reader| untaken(reader, folder, &author, range))?;
+            for some in came.ours.chunks(RANGES) {
+                let some = some.to_vec();
+                let note = move |txn: &mut Txn<'_>| {
+                    some.iter().try_for_each(|number| txn.note_covered(fid, &group, &author, *number))
+                };
+                write(RANGES * 64, Box::new(note))?;
+            }
+        }
     }
     let covered = snapshot.covered.clone();
-    write(0, Box::new(move |txn| txn.complete_snapshot(fid, sid, &group, &covered, false)))
+    write(0, Box::new(move |txn| complete(txn, fid, sid, &group, &covered, false)))
 }
 
 type Work = Box<dyn FnOnce(&mut Txn<'_>) -> Result<(), StoreError> + Send>;

@@ -7,15 +7,19 @@ use std::sync::atomic::Ordering;
 use sync_core::folder::Versions;
 use sync_store::{Reader, SnapshotChunk, SnapshotRowId, StoreError};
 use sync_types::bounds::{MAX_CHUNK, MAX_SNAPSHOT};
-use sync_types::folder::{ChunkRef, Chunks, FileContent, TreePath, decode_chunks, total};
+use sync_types::folder::{
+    ChunkRef, Chunks, FileContent, KIND_RECORDS, KIND_SNAPSHOT, TreePath, decode_chunks, folder_stream, total,
+};
 use sync_types::snapshot::{Item, Items, Snapshot};
-use sync_types::{AuthorId, EnvelopeHash, Number, Range};
+use sync_types::{AuthorId, Class, Envelope, EnvelopeHash, Number, Range};
 
 use super::super::engine::Folder;
 use crate::chunks::{ChunkFetcher, Want};
 
 /// Pieces of a content at most: as if all were a quarter of the shortest that is cut.
 const MAX_PIECES: u64 = MAX_SNAPSHOT / (64 << 10);
+/// Entries opened at once to see whose they are.
+const OPENED: usize = 64;
 /// Pieces claimed in one commit.
 const CLAIMED: usize = 1024;
 
@@ -201,9 +205,9 @@ impl<'c> Stream<'c> {
 
 /// What comes of looking through a content.
 pub(super) enum Looked {
-    /// It is in order; `all_taken`: all that it covers was taken in here.
+    /// It is in order; `lacks`: not all that it covers was taken in here.
     Sound {
-        all_taken: bool,
+        lacks: bool,
     },
     Wrong(String),
 }
@@ -213,13 +217,13 @@ pub(super) fn look_through(folder: &Folder, content: &Content, snapshot: &Snapsh
     folder.store().read_here(|reader| {
         let mut stream = Stream { hasher: Some(blake3::Hasher::new()), ..Stream::new(folder, content) };
         let mut ends: Vec<(AuthorId, Number)> = Vec::new();
-        let mut all_taken = true;
+        let mut lacks = false;
         loop {
             match stream.next(reader) {
                 Ok(Some(Item::Covered { author, ranges })) => {
                     for (range, head) in ranges {
-                        all_taken &= match check_range(reader, folder, &author, range, head)? {
-                            Ok(taken) => taken,
+                        lacks |= match check_range(reader, folder, &author, range, head)? {
+                            Ok(lacks) => lacks,
                             Err(reason) => return Ok(Looked::Wrong(reason)),
                         };
                         match ends.last_mut() {
@@ -246,11 +250,12 @@ pub(super) fn look_through(folder: &Folder, content: &Content, snapshot: &Snapsh
         if ends != snapshot.covered {
             return Ok(Looked::Wrong("a snapshot does not say which entries it covers".to_owned()));
         }
-        Ok(Looked::Sound { all_taken })
+        Ok(Looked::Sound { lacks })
     })
 }
 
-/// Whether a range of entries was taken in here; the reason if it ends in another entry than the one here.
+/// Whether some of a range of entries lacks here; the reason if it ends in another entry than the one here, or names one
+/// that is not the folder's.
 fn check_range(
     reader: &Reader<'_>,
     folder: &Folder,
@@ -263,7 +268,58 @@ fn check_range(
     if !hashes.is_empty() && !hashes.contains(&head) {
         return Ok(Err(format!("a snapshot covers other entries of author {} than are here", author.short())));
     }
-    Ok(Ok(reader.is_taken(folder.fid, &group, author, range)?))
+    let here = reader.range_here(folder.fid, &group, author, range)?;
+    // one that has nothing yet may have been told wrong things of what another folder's entries are
+    let elsewhere = here.elsewhere && !reader.covered(folder.fid)?.is_empty();
+    if elsewhere || untaken(reader, folder, author, range)?.strange {
+        return Ok(Err(format!("a snapshot covers entries of author {} that are not the folder's", author.short())));
+    }
+    Ok(Ok(here.lacks))
+}
+
+/// Entries that are here in a range and were not taken into the folder.
+#[derive(Default)]
+pub(super) struct UntakenOf {
+    /// Those that are the folder's.
+    pub(super) ours: Vec<Number>,
+    /// Some are not; no further ones were looked at.
+    pub(super) strange: bool,
+}
+
+/// Opens what is here of a range and was not taken into the folder.
+pub(super) fn untaken(
+    reader: &Reader<'_>,
+    folder: &Folder,
+    author: &AuthorId,
+    range: Range,
+) -> Result<UntakenOf, StoreError> {
+    let stream = folder_stream(&folder.id);
+    let mut found = UntakenOf::default();
+    let mut left = Some(range);
+    while let Some(range) = left {
+        let some = reader.untaken(folder.fid, &folder.group.id, author, range, OPENED)?;
+        for entry in &some {
+            // what cannot be read yet is nobody's
+            if !entry.readable {
+                continue;
+            }
+            let Ok(envelope) = Envelope::parse(&entry.bytes) else { continue };
+            let content = match envelope.header.class {
+                Class::Sealed => folder.group.keys().unseal(&envelope),
+                _ => return Ok(UntakenOf { strange: true, ..found }),
+            };
+            match content {
+                Ok(content) if content.stream != stream => return Ok(UntakenOf { strange: true, ..found }),
+                Ok(content) if matches!(content.kind, KIND_RECORDS | KIND_SNAPSHOT) => found.ours.push(entry.number),
+                Ok(_) => return Ok(UntakenOf { strange: true, ..found }),
+                Err(_) => {}
+            }
+        }
+        // two branches of a fork may stand at one number
+        let next = some.last().filter(|_| some.len() == OPENED).and_then(|last| last.number.next());
+        left = next.filter(|next| *next <= range.last).map(|first| Range { first, last: range.last });
+    }
+    Ok(found)
 }
 
 /// What a snapshot says of a path.

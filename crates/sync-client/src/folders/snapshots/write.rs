@@ -14,18 +14,24 @@ use tokio::runtime::Handle;
 use super::super::engine::Folder;
 use super::super::rows;
 use super::content::pack;
-use super::{blocking, coverage};
+use super::{blocking, complete, coverage};
 
 /// Rows read at once.
 const PAGE: usize = 4096;
 /// Bytes of items between two looks for cuts: more than the longest piece has.
 const BUFFER: usize = 6 << 20;
+/// As many entries as no log has count as taken in where a snapshot is called for.
+const CALLED_FOR: u64 = 1 << 61;
 /// Bytes of the pieces that a long list of pieces is cut into.
 const LIST_PIECE: usize = 1 << 20;
 
 /// Writes a snapshot of what was taken in, and tells of it; false if that cannot be done yet.
 pub(super) async fn write(folder: &Arc<Folder>) -> Result<bool, StoreError> {
     let (fid, group) = (folder.fid, folder.group.id);
+    let looking = folder.clone();
+    if folder.store().read(move |reader| covered(reader, &looking)).await?.is_none() {
+        return Ok(false);
+    }
     let sid = folder.store().write(0, move |txn| txn.add_snapshot(fid, &group, None, &[])).await?;
     let writing = folder.clone();
     let written = blocking(move || read_index(&writing, sid)).await;
@@ -48,7 +54,7 @@ pub(super) async fn write(folder: &Arc<Folder>) -> Result<bool, StoreError> {
     let work = move |txn: &mut Txn<'_>, appended: Option<&Appended>, ()| {
         let Some(appended) = appended else { return Ok(None) };
         txn.set_snapshot_entry(sid, &group, (appended.author, appended.number), &body)?;
-        txn.complete_snapshot(fid, sid, &group, &snapshot.covered, true)?;
+        complete(txn, fid, sid, &group, &snapshot.covered, true)?;
         Ok(Some(appended.hash))
     };
     if let Some(hash) = folder.group.append_built(bytes, build, work).await? {
@@ -69,16 +75,18 @@ fn covered(reader: &Reader<'_>, folder: &Folder) -> Result<Option<Vec<(AuthorId,
     for author in reader.taken_authors(fid)? {
         let whole = reader.whole_until(&group, &author)?;
         let Some(last) = reader.last_taken(fid, &group, &author, whole)? else { continue };
-        // what proves how far the feed went is in the log, unless it forked below what was dropped
-        if reader.has_entry(&group, &author, last)? {
-            covered.push((author, last));
-        }
+        covered.push((author, last));
     }
     // one that covers less than the last would be of use to nobody
     let before = coverage(reader.covered(fid)?);
     let now = coverage(covered.iter().copied());
     let more = now.covers(&before) && !before.covers(&now) && covered.len() <= MAX_BATCH_AUTHORS;
-    Ok(more.then_some(covered))
+    // behind a hole entries pile up that none can cover: a snapshot for each that comes beside them would be too many
+    let gain: u64 = covered.iter().map(|(author, number)| number.0.saturating_sub(before.until(author).0)).sum();
+    let since = reader.since_snapshot(fid)?;
+    let records = folder.snapshots.weight_of_records(since, reader.folder_totals(fid)?.files);
+    let worth = gain >= folder.snapshots.after / 2 || records > 0 || since.entries >= CALLED_FOR;
+    Ok((more && worth).then_some(covered))
 }
 
 /// Reads one state of the index into pieces.

@@ -11,7 +11,7 @@ use crate::api::client::{ApiClient, Lines};
 use crate::api::loopback::Loopback;
 use crate::api::server::Server;
 use crate::api::{
-    self, Devices, EventLine, Folders, Handed, Invite, Joined, OfferedFolders, Outcome, Overview, Page, PlaceRequest,
+    self, Devices, EventLine, Folders, Handed, HomeRelays, Invite, Joined, OfferedFolders, Outcome, Overview, Page, PlaceRequest,
     Pushed, RestoreRequest, Restored, Versions,
 };
 use crate::cli::Global;
@@ -197,6 +197,27 @@ impl Backend {
         match self {
             Self::Local(local) => local.service.restore(folder, request).await,
             Self::Remote(client) => client.restore(folder, request).await,
+        }
+    }
+
+    pub(crate) async fn add_relay(&self, group: &str, url: &str) -> Result<(), Failure> {
+        match self {
+            Self::Local(local) => local.service.add_relay(group, url).await,
+            Self::Remote(client) => client.add_relay(group, url).await,
+        }
+    }
+
+    pub(crate) async fn remove_relay(&self, group: &str, url: &str) -> Result<(), Failure> {
+        match self {
+            Self::Local(local) => local.service.remove_relay(group, url).await,
+            Self::Remote(client) => client.remove_relay(group, url).await,
+        }
+    }
+
+    pub(crate) async fn relays(&self) -> Result<HomeRelays, Failure> {
+        match self {
+            Self::Local(local) => local.service.relays().await,
+            Self::Remote(client) => client.relays().await,
         }
     }
 

@@ -10,7 +10,7 @@ use sync_client::home::{Home, PassphraseSource, Prompt};
 use zeroize::Zeroizing;
 
 use crate::commands::{
-    demo, devices, folders, held, init, invite, join, leave, pair, pause, pull, push, rescan, restore, run, share,
+    demo, devices, folders, held, init, invite, join, leave, pair, pause, pull, push, relay, rescan, restore, run, share,
     status, unit, up, versions,
 };
 use crate::exit::Failure;
@@ -70,6 +70,7 @@ pub(crate) enum Command {
     Resume(pause::Resume),
     Rescan(rescan::Args),
     Leave(leave::Args),
+    Relay(relay::Args),
     Confirm(held::Confirm),
     Undo(held::Undo),
     Versions(versions::Args),

@@ -71,6 +71,9 @@ pub(crate) const KINDS: &[Kind] = &[
     kind("bad-path", 2, 400),
     kind("no-version", 2, 404),
     kind("exists", 2, 409),
+    kind("relay-malformed", 2, 400),
+    kind("unknown-relay", 2, 404),
+    kind("too-many-relays", 2, 409),
     // 3: invites
     kind("invite-malformed", 3, 400),
     kind("invite-not-found", 3, 404),

@@ -55,6 +55,7 @@ async fn execute(Cli { global, command }: Cli, out: Output) -> Result<(), Failur
         Command::Resume(args) => args.run(&global, out).await,
         Command::Rescan(args) => args.run(&global, out).await,
         Command::Leave(args) => args.run(&global, out).await,
+        Command::Relay(args) => args.run(&global, out).await,
         Command::Confirm(args) => args.run(&global, out).await,
         Command::Undo(args) => args.run(&global, out).await,
         Command::Versions(args) => args.run(&global, out).await,

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::{
-    Blob, Devices, Event, EventLine, Folders, Handed, Invite, Joined, OfferedFolders, Outcome, Overview, PAGE_BYTES,
+    Blob, Devices, Event, EventLine, Folders, Handed, HomeRelay, HomeRelays, Invite, Joined, OfferedFolders, Outcome, Overview, PAGE_BYTES,
     Page, PlaceRequest, Pushed, RestoreRequest, Restored, Undone, VERSION, Versions,
 };
 use crate::exit::Failure;
@@ -211,7 +211,7 @@ impl Service {
 
     /// Shares a directory in a group; in a new one where none is named.
     pub(crate) async fn share(&self, group: &str, request: PlaceRequest) -> Result<FolderStatus, Failure> {
-        let group = if group.is_empty() { None } else { Some(self.resolve(group)?) };
+        let group = self.resolve_some(group)?;
         let PlaceRequest { path, name, direction } = request;
         must_be_usable(&path)?;
         let shared = self.device.share_folder(&path, group, FolderOptions { name, direction }).await?;
@@ -273,6 +273,20 @@ impl Service {
         Ok(self.device.limit_rate(bytes_per_second).await?)
     }
 
+    pub(crate) async fn add_relay(&self, group: &str, url: &str) -> Result<(), Failure> {
+        Ok(self.device.add_relay(url, self.resolve_some(group)?).await?)
+    }
+
+    pub(crate) async fn remove_relay(&self, group: &str, url: &str) -> Result<(), Failure> {
+        Ok(self.device.remove_relay(url, self.resolve_some(group)?).await?)
+    }
+
+    pub(crate) async fn relays(&self) -> Result<HomeRelays, Failure> {
+        let relays = self.device.relays().await?.into_iter();
+        let relays = relays.map(|relay| HomeRelay { url: relay.url, group: relay.group.map(|id| id.to_string()) });
+        Ok(HomeRelays { relays: relays.collect() })
+    }
+
     pub(crate) async fn devices(&self) -> Result<Devices, Failure> {
         Ok(Devices { devices: self.device.devices().await? })
     }
@@ -299,6 +313,11 @@ impl Service {
         let folders = self.device.folders().await?;
         let id = &crate::select::by_id(&folders, prefix)?.id;
         id.parse().map_err(|_| Failure::new("unknown-folder", format!("{id} is no id of a folder")))
+    }
+
+    /// The group whose id begins with these digits; none for none.
+    fn resolve_some(&self, prefix: &str) -> Result<Option<GroupId>, Failure> {
+        if prefix.is_empty() { Ok(None) } else { self.resolve(prefix).map(Some) }
     }
 
     /// The group whose id begins with these digits; the only one for none.

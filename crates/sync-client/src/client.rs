@@ -222,7 +222,9 @@ impl SyncClient {
                 self.group.store().read(move |reader| reader.handed_to(&id, cursor)).await.unwrap_or_default();
             if !holders.is_empty() {
                 let mut seen = std::collections::HashSet::new();
-                return holders.into_iter().filter(|peer| seen.insert(peer.device)).map(|peer| peer.name).collect();
+                // of relays each counts, and none has a device
+                let new = |peer: &sync_store::Peer| peer.device.is_none_or(|device| seen.insert(device));
+                return holders.into_iter().filter(new).map(|peer| peer.name).collect();
             }
             match tokio::time::timeout_at(deadline, progress.changed()).await {
                 Ok(Ok(())) => {}
@@ -241,7 +243,9 @@ impl SyncClient {
         let membership = group.membership();
         let live = group.peers.live();
         let peers = self.peer_statuses().await;
-        let state = match (live.is_empty(), pending) {
+        let relays = crate::relays::statuses(group).await;
+        let alone = live.is_empty() && !relays.iter().any(|relay| relay.state == state_name(State::Connected));
+        let state = match (alone, pending) {
             (true, _) => SyncState::Offline,
             (false, 0) => SyncState::Synced,
             (false, _) => SyncState::Pending,
@@ -264,6 +268,7 @@ impl SyncClient {
             pending,
             state,
             peers,
+            relays,
             authors: membership.authors().count(),
             gaps: wants.into_iter().map(gap).collect(),
             forks: have.iter().filter_map(fork).collect(),
@@ -299,7 +304,7 @@ impl SyncClient {
     }
 }
 
-fn state_name(state: State) -> String {
+pub(crate) fn state_name(state: State) -> String {
     match state {
         State::Connecting { .. } => "connecting",
         State::Handshaking { .. } => "handshaking",

@@ -30,6 +30,7 @@ use crate::home::{Fingerprint, Home, HomeLock};
 use crate::keys::{Author, GroupKeys, SharedRng, draw, succession, with_rng};
 use crate::link::SYNC_ALPN;
 use crate::pairing::{self, Invitation, JoinProgress, OpenInvite, PAIR_ALPN};
+use crate::relays::{self, HomeRelay};
 use crate::{discovery, peers, secrets};
 
 /// Name under which mDNS announces devices.
@@ -188,6 +189,7 @@ impl Inner {
         peers::want_all(self, &group).await;
         if self.endpoint.is_some() {
             self.spawn(discovery::run(self.clone(), group.clone()));
+            relays::follow(self, &group).await?;
             pairing::resume(self, &group).await?;
         }
         Ok(group)
@@ -412,12 +414,30 @@ impl Device {
         Ok(SyncClient::new_in(self.inner.clone(), group))
     }
 
+    /// Uses a relay for one group, or for every group of this home.
+    ///
+    /// What devices that are not online together tell each other waits there, sealed; it can read nothing of it.
+    pub async fn add_relay(&self, url: &str, group: Option<GroupId>) -> Result<(), ClientError> {
+        relays::add(&self.inner, url, group).await
+    }
+
+    /// Uses a relay no longer, as it was added.
+    pub async fn remove_relay(&self, url: &str, group: Option<GroupId>) -> Result<(), ClientError> {
+        relays::remove(&self.inner, url, group).await
+    }
+
+    /// The relays that were added, also by joining a group that uses them.
+    pub async fn relays(&self) -> Result<Vec<HomeRelay>, ClientError> {
+        relays::list(&self.inner).await
+    }
+
     /// Tells the device that the network may have changed, after sleep for instance; peers are dialled at once.
     pub async fn network_changed(&self) {
         if let Some(endpoint) = self.inner.endpoint() {
             endpoint.network_changed().await;
         }
         peers::network_changed(&self.inner.groups());
+        relays::network_changed(&self.inner.groups());
     }
 
     /// Ends sessions, tells peers, writes everything into the database's main file and lets go of the home.
@@ -577,6 +597,7 @@ async fn follow_addresses(inner: Arc<Inner>, endpoint: Endpoint, addresses_in: w
             }
         }
         peers::network_changed(&inner.groups());
+        relays::network_changed(&inner.groups());
     }
 }
 

@@ -1,9 +1,10 @@
 //! What can go wrong for an application, each with a stable word for programs and advice for people.
 
 use sync_link::iroh_link::BindError;
+use sync_link::relay::RelayUrlError;
 use sync_store::StoreError;
 use sync_types::GroupId;
-use sync_types::bounds::MAX_APP_BYTES;
+use sync_types::bounds::{MAX_APP_BYTES, MAX_RELAYS};
 
 use crate::folders::FolderError;
 use crate::home::{HomeError, LockError};
@@ -45,6 +46,15 @@ pub enum ClientError {
     /// The passphrase of a group is too weak.
     #[error("{0}")]
     WeakPassphrase(String),
+    /// The text is no address of a relay.
+    #[error(transparent)]
+    RelayMalformed(#[from] RelayUrlError),
+    /// The relay was not added, or not in this way.
+    #[error("no such relay was added; `syncshell relay list` shows those that were")]
+    UnknownRelay,
+    /// The group or the home has as many relays as it may.
+    #[error("{MAX_RELAYS} relays are the most; remove one with `syncshell relay remove`")]
+    TooManyRelays,
     /// The author may not invite.
     #[error("this device may not invite others to this group")]
     MayNotInvite,
@@ -124,6 +134,9 @@ impl ClientError {
             Self::InviteMalformed(_) => "invite-malformed",
             Self::BlobIdReused(_) => "blob-id-reused",
             Self::WeakPassphrase(_) => "weak-passphrase",
+            Self::RelayMalformed(_) => "relay-malformed",
+            Self::UnknownRelay => "unknown-relay",
+            Self::TooManyRelays => "too-many-relays",
             Self::MayNotInvite => "may-not-invite",
             Self::InviteNotFound => "invite-not-found",
             Self::InviteWrong => "invite-wrong",

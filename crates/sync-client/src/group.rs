@@ -24,6 +24,7 @@ use crate::event::{EVENT_BACKLOG, Event};
 use crate::exec::{self, Arrival, Pull};
 use crate::keys::{Author, GroupKeys, KIND_BLOB, SharedRng, UnsealError, draw, succession, with_rng};
 use crate::peers::Peers;
+use crate::relays::Relays;
 use crate::secrets;
 
 /// What a session tells of a peer.
@@ -55,6 +56,7 @@ pub(crate) struct Shared {
 pub(crate) struct Group {
     pub(crate) id: GroupId,
     pub(crate) peers: Peers,
+    pub(crate) relays: Relays,
     pub(crate) chunks: Chunks,
     shared: Shared,
     keys: Arc<RwLock<GroupKeys>>,
@@ -111,6 +113,7 @@ impl Group {
         let group = Arc::new(Self {
             id: row.id,
             peers: Peers::default(),
+            relays: Relays::default(),
             chunks: Chunks::default(),
             shared,
             keys,

@@ -6,9 +6,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use sync_core::session::{Close, Config, Effect, Reply, Report, Session, Side, WINDOW, hello_statement};
-use sync_link::frame::{FrameError, FrameReceiver, FrameSender, FrameStream};
+use sync_core::session::{
+    Close, Config, Effect, Ends, Reply, Report, Session, Side, WINDOW, hello_statement, shown_to_blind,
+};
+use sync_link::frame::{Bytes, FrameError, FrameReceiver, FrameSender, FrameStream};
 use sync_link::iroh_link::Connection;
+use sync_link::relay::{PING_AFTER, RelayConnection, RelayError, RelayReceiver, RelaySender};
 use sync_types::{ErrorCode, Frame};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -16,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::exec::Arrival;
 use crate::group::Group;
+use crate::keys::draw;
 
 /// Name of the sync protocol in the connection handshake.
 pub(crate) const SYNC_ALPN: &[u8] = b"syncshell/sync/1";
@@ -34,7 +38,96 @@ pub(crate) const CLOSE_DONE: u32 = 0;
 /// How the shell is told what becomes of a session.
 pub(crate) type Progress = mpsc::Sender<Report>;
 
-/// Runs a session until it ends; `first` is a frame that was read already.
+/// The direction of a channel towards the peer.
+pub(crate) trait SendFrames: Send + 'static {
+    /// Queues a frame; an error ends the channel.
+    fn send(&mut self, frame: Vec<u8>) -> impl Future<Output = Result<(), Gone>> + Send;
+    /// Sends what is queued.
+    fn flush(&mut self) -> impl Future<Output = Result<(), Gone>> + Send;
+    /// Says something where the channel would otherwise be silent for long.
+    fn keep_alive(&mut self) -> impl Future<Output = Result<(), Gone>> + Send;
+    /// Ends the direction, once all of it has arrived.
+    fn finish(self) -> impl Future<Output = ()> + Send;
+}
+
+/// The direction of a channel from the peer.
+pub(crate) trait ReceiveFrames: Send {
+    /// The next frame; none at the end. Cancel safe.
+    fn recv(&mut self) -> impl Future<Output = Result<Option<Bytes>, Broken>> + Send;
+}
+
+/// Nothing more can be sent.
+#[derive(Debug)]
+pub(crate) struct Gone;
+
+/// Nothing more can be received.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// The peer sent what it must not.
+    Malformed(String),
+    /// The channel was lost.
+    Lost(String),
+}
+
+impl SendFrames for FrameSender {
+    async fn send(&mut self, frame: Vec<u8>) -> Result<(), Gone> {
+        Self::send(self, frame).await.map_err(|_| Gone)
+    }
+
+    async fn flush(&mut self) -> Result<(), Gone> {
+        Self::flush(self).await.map_err(|_| Gone)
+    }
+
+    /// The connection does that by itself.
+    async fn keep_alive(&mut self) -> Result<(), Gone> {
+        Ok(())
+    }
+
+    async fn finish(mut self) {
+        if Self::finish(&mut self).await.is_ok() {
+            let _ = self.delivered().await;
+        }
+    }
+}
+
+impl ReceiveFrames for FrameReceiver {
+    async fn recv(&mut self) -> Result<Option<Bytes>, Broken> {
+        Self::recv(self).await.map_err(|error| match error {
+            FrameError::TooLong { .. } | FrameError::Truncated => Broken::Malformed(error.to_string()),
+            error => Broken::Lost(error.to_string()),
+        })
+    }
+}
+
+impl SendFrames for RelaySender {
+    async fn send(&mut self, frame: Vec<u8>) -> Result<(), Gone> {
+        Self::send(self, &frame).await.map_err(|_| Gone)
+    }
+
+    async fn flush(&mut self) -> Result<(), Gone> {
+        Self::flush(self).await.map_err(|_| Gone)
+    }
+
+    async fn keep_alive(&mut self) -> Result<(), Gone> {
+        self.ping().await.map_err(|_| Gone)
+    }
+
+    async fn finish(mut self) {
+        // it may be gone already
+        let _ = self.close().await;
+    }
+}
+
+impl ReceiveFrames for RelayReceiver {
+    async fn recv(&mut self) -> Result<Option<Bytes>, Broken> {
+        Self::recv(self).await.map_err(|error| match error {
+            RelayError::Noise(error) => Broken::Malformed(error.to_string()),
+            error => Broken::Lost(error.to_string()),
+        })
+    }
+}
+
+/// Runs a session with another device until it ends; `first` is a frame that was read already.
 pub(crate) async fn run(
     group: &Arc<Group>,
     connection: &Connection,
@@ -48,7 +141,44 @@ pub(crate) async fn run(
         Ok(config) => config,
         Err(text) => return ended(ErrorCode::Unavailable, text),
     };
-    let (sender, receiver) = stream.split();
+    let close = converse(group, config, stream.split(), Frames { said: None, heard: first }, progress, cancel).await;
+    connection.close(CLOSE_DONE, &close.text);
+    close
+}
+
+/// Runs a session with a relay until it ends.
+pub(crate) async fn run_with_relay(
+    group: &Arc<Group>,
+    connection: RelayConnection,
+    registration: &str,
+    progress: Progress,
+    cancel: &CancellationToken,
+) -> Close {
+    let (charter, config) = match configure_for_relay(group, &connection).await {
+        Ok(configured) => configured,
+        Err(text) => return ended(ErrorCode::Unavailable, text),
+    };
+    let said = Some(Frame::Charter { charter, registration: registration.as_bytes().to_vec() });
+    let channel = (connection.sender, connection.receiver);
+    converse(group, config, channel, Frames { said, heard: None }, progress, cancel).await
+}
+
+/// What goes before a session's own frames.
+struct Frames {
+    /// Sent first.
+    said: Option<Frame>,
+    /// Read already.
+    heard: Option<Frame>,
+}
+
+async fn converse<S: SendFrames, R: ReceiveFrames>(
+    group: &Arc<Group>,
+    config: Config,
+    (sender, receiver): (S, R),
+    Frames { said, heard }: Frames,
+    progress: Progress,
+    cancel: &CancellationToken,
+) -> Close {
     let mut tasks = JoinSet::new();
     let (frames, waiting) = mpsc::channel(OUTBOX);
     let queued = Arc::new(Queued::default());
@@ -63,15 +193,16 @@ pub(crate) async fn run(
     let (acknowledged, newest) = watch::channel(None);
     tasks.spawn(note_acknowledged(group.clone(), newest));
     let out = Outbox { frames, queued };
+    // there is room for one
+    let _ = said.is_none_or(|frame| out.put(&frame));
     let driver = Driver { group, session: Session::new(config), out, store, read, acknowledged, progress };
-    let close = driver.drive(receiver, Replies { stored: replies, answered }, first, cancel).await;
+    let close = driver.drive(receiver, Replies { stored: replies, answered }, heard, cancel).await;
     if !close.by_peer && close.code != ErrorCode::Unavailable {
         group.count_refused(1);
         tracing::debug!(reason = %close.text, "peer refused");
     }
     // lanes end with the driver; what is still to be sent, an ERROR for instance, gets a moment
     let _ = tokio::time::timeout(FAREWELL, async { while tasks.join_next().await.is_some() {} }).await;
-    connection.close(CLOSE_DONE, &close.text);
     close
 }
 
@@ -90,6 +221,7 @@ fn configure(group: &Group, connection: &Connection, side: Side) -> Result<Confi
         group.membership().token(&secret.id()).ok_or("this device is not a member, or its chain is too long")?;
     Ok(Config {
         side,
+        ends: Ends::Members,
         group: group.id,
         author: secret.id(),
         replica,
@@ -100,6 +232,32 @@ fn configure(group: &Group, connection: &Connection, side: Side) -> Result<Confi
         addresses: group.own_addresses(),
         incarnation: group.shared().incarnation,
     })
+}
+
+/// The charter to show a relay, and a session that tells it nothing that links this group with another or with a device.
+async fn configure_for_relay(group: &Group, connection: &RelayConnection) -> Result<(Vec<u8>, Config), String> {
+    let id = group.id;
+    let row = group.store().read(move |reader| reader.group(&id)).await.map_err(|error| error.to_string())?;
+    let author = group.author();
+    let secret = author.secret();
+    let replica = shown_to_blind(&group.replica(), &group.id, &connection.key);
+    let statement = hello_statement(&connection.binding, Side::Dialler, &group.id, &replica);
+    let token =
+        group.membership().token(&secret.id()).ok_or("this device is not a member, or its chain is too long")?;
+    let config = Config {
+        side: Side::Dialler,
+        ends: Ends::ToBlind(connection.key),
+        group: group.id,
+        author: secret.id(),
+        replica,
+        token,
+        binding: connection.binding,
+        proof: secret.sign(sync_crypto::SignPurpose::Hello, &[&statement]),
+        name: String::new(),
+        addresses: Vec::new(),
+        incarnation: draw(&group.shared().rng),
+    };
+    Ok((row.charter, config))
 }
 
 fn ended(code: ErrorCode, text: impl Into<String>) -> Close {
@@ -133,8 +291,15 @@ impl Outbox {
 }
 
 /// Sends frames as they come, and flushes when none waits.
-async fn send_frames(mut sender: FrameSender, mut frames: mpsc::Receiver<Vec<u8>>, queued: Arc<Queued>) {
-    while let Some(frame) = frames.recv().await {
+async fn send_frames(mut sender: impl SendFrames, mut frames: mpsc::Receiver<Vec<u8>>, queued: Arc<Queued>) {
+    loop {
+        let Ok(frame) = tokio::time::timeout(PING_AFTER, frames.recv()).await else {
+            match sender.keep_alive().await {
+                Ok(()) => continue,
+                Err(Gone) => return,
+            }
+        };
+        let Some(frame) = frame else { break };
         let mut next = Some(frame);
         while let Some(frame) = next {
             let len = frame.len();
@@ -149,9 +314,7 @@ async fn send_frames(mut sender: FrameSender, mut frames: mpsc::Receiver<Vec<u8>
             return;
         }
     }
-    if sender.finish().await.is_ok() {
-        let _ = sender.delivered().await;
-    }
+    sender.finish().await;
 }
 
 /// Notes what a peer holds; of several acknowledgements that wait the last says it all.
@@ -214,7 +377,7 @@ struct Replies {
 impl Driver<'_> {
     async fn drive(
         mut self,
-        mut receiver: FrameReceiver,
+        mut receiver: impl ReceiveFrames,
         mut replies: Replies,
         first: Option<Frame>,
         cancel: &CancellationToken,
@@ -234,11 +397,9 @@ impl Driver<'_> {
                         Ok(frame) => self.session.handle_frame(frame),
                         Err(error) => return self.malformed(error.to_string()),
                     },
-                    Err(error @ (FrameError::TooLong { .. } | FrameError::Truncated)) => {
-                        return self.malformed(error.to_string());
-                    }
-                    Ok(None) => return ended(ErrorCode::Unavailable, "the other device ended the session"),
-                    Err(error) => return ended(ErrorCode::Unavailable, error.to_string()),
+                    Err(Broken::Malformed(text)) => return self.malformed(text),
+                    Ok(None) => return ended(ErrorCode::Unavailable, "the other end closed the channel"),
+                    Err(Broken::Lost(text)) => return ended(ErrorCode::Unavailable, text),
                 },
                 Some(reply) = replies.stored.recv() => self.session.handle_reply(reply),
                 Some(reply) = replies.answered.recv(), if self.out.has_room() => self.session.handle_reply(reply),

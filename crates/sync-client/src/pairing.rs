@@ -26,7 +26,7 @@ use crate::error::ClientError;
 use crate::event::Event;
 use crate::group::{Group, now, put_all};
 use crate::keys::{GroupKeys, draw, with_rng};
-use crate::{peers, secrets};
+use crate::{peers, relays, secrets};
 
 /// Name of the pairing protocol in the connection handshake.
 pub(crate) const PAIR_ALPN: &[u8] = b"syncshell/pair/1";
@@ -517,6 +517,7 @@ async fn make_grant(
         replica: group.replica(),
         name: group.device_name(),
         addresses: device.addresses().iter().map(ToString::to_string).collect(),
+        relays: relays::to_give_away(group).await,
         proof: [0; 32],
     };
     grant.proof = keys.prove_inviter(binding, &grant.proven_hash());
@@ -706,6 +707,7 @@ async fn accept(
     let (charter, token, own) = (grant.charter.clone(), grant.token.clone(), author.id());
     let keys = Arc::new(RwLock::new(keys));
     let invite = inviter_invite(grant, own);
+    let given = grant.relays.clone();
     let stored = shared.store.write(charter.len(), move |txn| {
         put_all(txn, &sealed)?;
         let id = txn.create_group(&charter, own)?;
@@ -716,6 +718,7 @@ async fn accept(
         }
         let peer = txn.peer(&id, &replica)?;
         txn.note_peer(&id, peer, &note)?;
+        relays::take_given(txn, &id, &given)?;
         if let Some(invite) = invite {
             secrets::forget_joining(txn, invite)?;
         }

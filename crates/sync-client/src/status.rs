@@ -36,6 +36,8 @@ pub struct Status {
     pub state: SyncState,
     /// Members' devices known here.
     pub peers: Vec<PeerStatus>,
+    /// Relays that the group uses.
+    pub relays: Vec<RelayStatus>,
     /// Authors that belong to the group.
     pub authors: usize,
     /// Entries that are known to exist and lack.
@@ -71,6 +73,21 @@ pub struct PeerStatus {
     pub acknowledged: u64,
     /// Milliseconds since it was last connected.
     pub last_seen_ms: Option<u64>,
+}
+
+/// A relay of the group. It keeps entries; the contents of files come from devices alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayStatus {
+    /// Its address, without the operator's token.
+    pub url: String,
+    /// disconnected, connecting, handshaking, connected or reconnecting.
+    pub state: String,
+    /// Our newest cursor that it holds.
+    pub acknowledged: u64,
+    /// Milliseconds since it was last connected.
+    pub last_seen_ms: Option<u64>,
+    /// Why it is not used as it should be, in words.
+    pub problem: Option<String>,
 }
 
 /// Numbers lacking in a feed.

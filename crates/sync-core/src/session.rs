@@ -66,11 +66,52 @@ pub fn hello_statement(binding: &[u8; 32], side: Side, group: &GroupId, replica:
     [&binding[..], &[side], &group.0, &replica.0].concat()
 }
 
+/// What the two ends of a session are.
+///
+/// A blind replica keeps the log and reads nothing of it. It has no author: the channel itself proves its key, it says
+/// no HELLO, and it only ever accepts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ends {
+    /// Both are members' devices.
+    Members,
+    /// The other end is the blind replica with this key.
+    ToBlind([u8; 32]),
+    /// This end is a blind replica.
+    Blind,
+}
+
+/// The author of who has none.
+pub const NO_AUTHOR: AuthorId = AuthorId([0; 32]);
+
+/// Names a blind replica by its key: as a peer, and in place of the author and member that it does not have.
+fn blind_peer(key: &[u8; 32]) -> Peer {
+    let name = blake3::derive_key("syncshell v1 blind replica", key);
+    let author = AuthorId(name);
+    Peer { author, replica: known_as(&author, &ReplicaId([0; ReplicaId::LEN])), member: Some(MemberId(name)) }
+}
+
+/// Under which id the database of a blind replica is known here.
+#[must_use]
+pub fn blind_known_as(key: &[u8; 32]) -> ReplicaId {
+    blind_peer(key).replica
+}
+
+/// The id that a database shows a blind replica: another one for each group and replica, so that none can be linked.
+#[must_use]
+pub fn shown_to_blind(replica: &ReplicaId, group: &GroupId, key: &[u8; 32]) -> ReplicaId {
+    let hash = blake3::derive_key("syncshell v1 replica shown", &[&replica.0[..], &group.0, key].concat());
+    let mut id = ReplicaId([0; ReplicaId::LEN]);
+    id.0.copy_from_slice(&hash[..ReplicaId::LEN]);
+    id
+}
+
 /// What a session starts with.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Which end this is.
     pub side: Side,
+    /// What both ends are.
+    pub ends: Ends,
     /// The group.
     pub group: GroupId,
     /// Who speaks.
@@ -204,6 +245,13 @@ pub enum Report {
         /// Our cursor up to which that is so.
         cursor: Cursor,
     },
+    /// The peer takes no entries for now; it still gives what it has.
+    Full {
+        /// Why.
+        code: ErrorCode,
+        /// The same in words.
+        text: String,
+    },
 }
 
 /// What the shell answers.
@@ -260,6 +308,15 @@ pub enum Reply {
         request: u32,
         /// The entries held of those.
         entries: Vec<Carried>,
+    },
+    /// There is no room for all of a batch; what there is room for is stored durably, and its position is not.
+    Full {
+        /// Repeated from the effect.
+        id: u64,
+        /// Which room.
+        code: ErrorCode,
+        /// The same in words.
+        text: String,
     },
     /// The shell could not do it.
     Failed {
@@ -381,6 +438,10 @@ pub struct Session {
     newest: Cursor,
     acknowledged: Cursor,
     handed: Cursor,
+    /// The peer was told that there is no room here.
+    said_full: bool,
+    /// The peer has no room.
+    peer_full: bool,
     effects: VecDeque<Effect>,
 }
 
@@ -408,11 +469,19 @@ impl Session {
             newest: Cursor(0),
             acknowledged: Cursor(0),
             handed: Cursor(0),
+            said_full: false,
+            peer_full: false,
             effects: VecDeque::new(),
             config,
         };
         if session.config.side == Side::Dialler {
             session.greet();
+        }
+        if let Ends::ToBlind(key) = session.config.ends {
+            // who it is the channel has proven already, and it asks once it has judged us
+            session.peer = Some(blind_peer(&key));
+            session.phase = Phase::Membership;
+            session.survey(Scope::Membership);
         }
         session
     }
@@ -439,6 +508,11 @@ impl Session {
     pub fn handle_frame(&mut self, frame: Frame) {
         match (self.phase, frame) {
             (Phase::Closed, _) | (_, Frame::Unknown(_) | Frame::Notify { .. } | Frame::Presence { .. }) => {}
+            (_, Frame::Error { code, text }) if code.is_full() => {
+                // what it has not acknowledged is offered again by the next session
+                self.peer_full = true;
+                self.effects.push_back(Effect::Report(Report::Full { code, text }));
+            }
             (_, Frame::Error { code, text }) => self.close(Close { code, text, by_peer: true }),
             (Phase::Greeting, Frame::Hello { group, author, replica, token, proof }) => {
                 self.handle_hello(group, Peer { author, replica, member: None }, token, &proof);
@@ -507,6 +581,7 @@ impl Session {
                 reset: false,
                 holds_from: Cursor(1),
             })),
+            Reply::Full { id, code, text } => self.handle_full(id, code, &text),
             Reply::Failed { text } => self.refuse(ErrorCode::Unavailable, &text),
         }
     }
@@ -561,11 +636,13 @@ impl Session {
         let Some(at) = self.storing.iter().position(|(storing, _)| *storing == id) else { return };
         let Some((_, what)) = self.storing.remove(at) else { return };
         let Some(peer) = &mut self.peer else { return };
-        let Some(admitted) = membership.author(&peer.author) else { return self.refuse_stranger() };
-        peer.member = Some(admitted.member);
+        if !matches!(self.config.ends, Ends::ToBlind(_)) {
+            let Some(admitted) = membership.author(&peer.author) else { return self.refuse_stranger() };
+            peer.member = Some(admitted.member);
+        }
         match what {
             Storing::Token => {
-                if self.config.side == Side::Acceptor {
+                if self.config.side == Side::Acceptor && self.config.ends == Ends::Members {
                     self.greet();
                 }
                 self.phase = Phase::Membership;
@@ -585,6 +662,19 @@ impl Session {
             }
             // an answer holds as much as fits: what lacks still is another range, and asked for as such
             Storing::Wanted => self.want(wants),
+        }
+    }
+
+    /// Tells the peer once that there is no room; it goes on reading what is here.
+    fn handle_full(&mut self, id: u64, code: ErrorCode, text: &str) {
+        let Some(at) = self.storing.iter().position(|(storing, _)| *storing == id) else { return };
+        let Some((_, what)) = self.storing.remove(at) else { return };
+        if matches!(what, Storing::Token | Storing::Membership { .. }) {
+            // without them nobody can be judged
+            return self.refuse(ErrorCode::Unavailable, text);
+        }
+        if !std::mem::replace(&mut self.said_full, true) {
+            self.effects.push_back(Effect::Send(Frame::error(code, text)));
         }
     }
 
@@ -689,12 +779,13 @@ impl Session {
     /// Asks for entries to send where there is something to send and room under way.
     fn pump(&mut self) {
         let Some(peer) = self.peer else { return };
-        let newest = self.newest;
+        let (newest, peer_full) = (self.newest, self.peer_full);
         for scope in [Scope::Membership, Scope::All] {
             let Some(serving) = self.serving_of(scope) else { continue };
             // what comes while membership is exchanged follows with everything else
             let due = !serving.caught_up || (scope == Scope::All && serving.position < newest);
-            if serving.reading || !due || serving.in_flight_bytes >= WINDOW {
+            let full = scope == Scope::All && peer_full;
+            if serving.reading || !due || full || serving.in_flight_bytes >= WINDOW {
                 continue;
             }
             serving.reading = true;
@@ -847,6 +938,7 @@ fn name(frame: &Frame) -> &'static str {
     match frame {
         Frame::Hello { .. } => "HELLO",
         Frame::Welcome { .. } => "WELCOME",
+        Frame::Charter { .. } => "CHARTER",
         Frame::Push { .. } => "PUSH",
         Frame::PushAck { .. } => "PUSH_ACK",
         Frame::Pull { .. } => "PULL",
@@ -919,9 +1011,9 @@ mod tests {
         let Frame::Hello { group, author, replica, token, proof } = hello(Side::Acceptor, OURS) else { unreachable!() };
         let (name, incarnation) = (String::new(), [0; 8]);
         let side = Side::Acceptor;
-        let binding = BINDING;
+        let (binding, ends) = (BINDING, Ends::Members);
         let config =
-            Config { side, group, author, replica, token, binding, proof, name, addresses: vec![], incarnation };
+            Config { side, ends, group, author, replica, token, binding, proof, name, addresses: vec![], incarnation };
         let mut session = Session::new(config);
         session.handle_frame(hello(Side::Dialler, THEIRS));
         stored(&mut session, 0);

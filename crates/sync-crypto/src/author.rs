@@ -86,6 +86,12 @@ impl AuthorSecret {
         }
     }
 
+    /// The X25519 secret with which a channel to a relay is opened.
+    #[must_use]
+    pub fn noise_secret(&self) -> Zeroizing<[u8; 32]> {
+        self.noise.clone()
+    }
+
     /// Signs a message given in parts.
     #[must_use]
     pub fn sign(&self, purpose: SignPurpose, message: &[&[u8]]) -> [u8; 64] {

@@ -16,6 +16,7 @@
 mod append;
 mod db;
 mod error;
+pub mod exec;
 mod store;
 #[cfg(test)]
 mod tests;

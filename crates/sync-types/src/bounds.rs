@@ -24,6 +24,8 @@ pub const MAX_RANGES: usize = 64;
 pub const MAX_FEEDS: usize = 4096;
 /// Addresses of one device.
 pub const MAX_ADDRESSES: usize = 16;
+/// Relays of one group: more only repeat what the others keep.
+pub const MAX_RELAYS: usize = 8;
 /// Characters (bytes) of an address, an error text or a name.
 pub const MAX_TEXT: usize = 256;
 /// Bytes of a device's or member's name.

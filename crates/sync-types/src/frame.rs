@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::bounds::{
     MAX_ADDRESSES, MAX_CHARTER, MAX_ENVELOPE, MAX_EPOCHS_SEALED, MAX_FEEDS, MAX_FRAME, MAX_FRAME_ENVELOPES, MAX_NAME,
-    MAX_RANGES, MAX_TEXT, MAX_TOKEN, MAX_WANTS,
+    MAX_RANGES, MAX_RELAYS, MAX_TEXT, MAX_TOKEN, MAX_WANTS,
 };
 use crate::charter::{read_keys, write_keys};
 use crate::ids::{AuthorId, AuthorKeys, Check, Cursor, EnvelopeHash, GroupId, InviteId, Number, ReplicaId};
@@ -111,12 +111,24 @@ pub enum ErrorCode {
     Protocol,
     /// The peer cannot go on, a full disk for instance.
     Unavailable,
+    /// A relay takes no envelope of this size.
+    TooLarge,
+    /// The group uses all the room that a relay gives it.
+    GroupFull,
+    /// A relay has no room left for anyone.
+    StorageFull,
+    /// More was sent to a relay than it takes in a minute.
+    TooFast,
+    /// A relay holds as many groups as it will.
+    TooManyGroups,
+    /// A relay takes new groups only from who shows its operator's token.
+    RegistrationNeeded,
     /// A code of a later version.
     Unknown(u64),
 }
 
 impl ErrorCode {
-    const CODES: [(Self, u64); 8] = [
+    const CODES: [(Self, u64); 14] = [
         (Self::InviteWrong, 10),
         (Self::InviteUsed, 11),
         (Self::InviteExpired, 12),
@@ -125,7 +137,19 @@ impl ErrorCode {
         (Self::Removed, 21),
         (Self::Protocol, 30),
         (Self::Unavailable, 31),
+        (Self::TooLarge, 40),
+        (Self::GroupFull, 41),
+        (Self::StorageFull, 42),
+        (Self::TooFast, 43),
+        (Self::TooManyGroups, 44),
+        (Self::RegistrationNeeded, 45),
     ];
+
+    /// Whether the session goes on after it: the peer takes no entries for now, and gives what it has.
+    #[must_use]
+    pub fn is_full(self) -> bool {
+        matches!(self, Self::GroupFull | Self::StorageFull)
+    }
 
     /// The number on the wire.
     #[must_use]
@@ -172,6 +196,13 @@ pub enum Frame {
         addresses: Vec<String>,
         /// Drawn at the device's start, so that a peer tells a restart from a second connection.
         incarnation: [u8; 8],
+    },
+    /// Shows a blind replica the group that the HELLO after it is about.
+    Charter {
+        /// The group's charter.
+        charter: Vec<u8>,
+        /// The operator's token, which lets the group be new there; empty for none.
+        registration: Vec<u8>,
     },
     /// New entries.
     Push {
@@ -285,6 +316,8 @@ pub struct Grant {
     pub name: String,
     /// Where the inviter's device can be dialled.
     pub addresses: Vec<String>,
+    /// The relays that the group uses.
+    pub relays: Vec<String>,
     /// The inviter's knowledge of the code, bound to the channel and to this grant.
     pub proof: [u8; 32],
 }
@@ -297,9 +330,9 @@ impl Grant {
     }
 
     fn head(&self) -> Writer {
-        let mut writer = Writer::array_of(9);
+        let mut writer = Writer::array_of(10);
         writer.uint(VERSION).uint(0x51).bin(&self.charter).bins(&self.token).bin(&self.epochs);
-        writer.bin(&self.replica.0).text(&self.name).texts(&self.addresses);
+        writer.bin(&self.replica.0).text(&self.name).texts(&self.addresses).texts(&self.relays);
         writer
     }
 }
@@ -330,6 +363,10 @@ impl Frame {
             Self::Welcome { replica, max_cursor, check, name, addresses, incarnation } => {
                 head(0x02, 6);
                 writer.bin(&replica.0).uint(max_cursor.0).bin(&check.0).text(name).texts(addresses).bin(incarnation);
+            }
+            Self::Charter { charter, registration } => {
+                head(0x03, 2);
+                writer.bin(charter).bin(registration);
             }
             Self::Push { entries, max_cursor, check } => {
                 head(0x10, 3);
@@ -431,6 +468,10 @@ impl Frame {
                 addresses: reader.texts("addresses", MAX_ADDRESSES)?,
                 incarnation: reader.fixed("incarnation")?,
             },
+            0x03 => Self::Charter {
+                charter: reader.bin("charter", MAX_CHARTER)?.to_vec(),
+                registration: reader.bin("registration", MAX_TEXT)?.to_vec(),
+            },
             0x10 => Self::Push {
                 entries: read_carried(reader)?,
                 max_cursor: Cursor(reader.uint("max cursor")?),
@@ -478,6 +519,7 @@ impl Frame {
                 replica: ReplicaId(reader.fixed("replica")?),
                 name: reader.text("name", MAX_NAME)?.to_owned(),
                 addresses: reader.texts("addresses", MAX_ADDRESSES)?,
+                relays: reader.texts("relays", MAX_RELAYS)?,
                 proof: reader.fixed("proof")?,
             }),
             0x52 => Self::Joined,
@@ -497,8 +539,9 @@ fn known_fields(code: u64) -> Option<usize> {
         0x02 => 6,
         0x10 => 3,
         0x11 | 0x30 | 0x31 => 1,
-        0x20 | 0x21 | 0x50 | 0x51 => 7,
-        0x22 | 0xff => 2,
+        0x20 | 0x21 | 0x50 => 7,
+        0x03 | 0x22 | 0xff => 2,
+        0x51 => 8,
         0x52 => 0,
         _ => return None,
     })
@@ -629,6 +672,7 @@ mod tests {
                 addresses: vec!["127.0.0.1:9".into()],
                 incarnation: [5; 8],
             },
+            Frame::Charter { charter: vec![6; 3], registration: b"token".to_vec() },
             Frame::Push { entries: entries.clone(), max_cursor: Cursor(300), check },
             Frame::PushAck { cursor: Cursor(300) },
             Frame::Pull {
@@ -671,6 +715,7 @@ mod tests {
                 replica: ReplicaId([6; 16]),
                 name: "laptop".into(),
                 addresses: vec![],
+                relays: vec!["ws://127.0.0.1:7841".into()],
                 proof: [4; 32],
             }),
             Frame::Joined,
@@ -752,7 +797,7 @@ mod tests {
         }
 
         #[test]
-        fn a_frame_with_a_flipped_bit_is_read_or_refused(which in 0usize..14, at: usize, bit in 0u8..8) {
+        fn a_frame_with_a_flipped_bit_is_read_or_refused(which in 0usize..15, at: usize, bit in 0u8..8) {
             let mut bytes = every_frame()[which].encode();
             let at = at % bytes.len();
             bytes[at] ^= 1 << bit;

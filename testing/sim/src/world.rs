@@ -6,7 +6,7 @@ use rand_chacha::ChaCha20Rng;
 use sync_client::exec::Arrival;
 use sync_client::keys::GroupKeys;
 use sync_core::Membership;
-use sync_core::session::{Config, Effect, Reply, Report, Session, Side, hello_statement, kept_check, known_as};
+use sync_core::session::{Config, Effect, Ends, Reply, Report, Session, Side, hello_statement, kept_check, known_as};
 use sync_crypto::{EpochSecret, SignPurpose};
 use sync_store::{Content, NewEntry, StoreError};
 use sync_types::{
@@ -500,6 +500,7 @@ impl World {
             let proof = running.secret().sign(SignPurpose::Hello, &[&statement]);
             let config = Config {
                 side,
+                ends: Ends::Members,
                 group,
                 author,
                 replica,

@@ -14,11 +14,7 @@ use sync_client::folders::FolderStatus;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::socket::{self, Address};
-use super::{
-    Devices, EventLine, Folders, Handed, Invite, JoinLine, JoinRequest, Joined, OfferedFolders, Outcome, Overview,
-    Page, PlaceRequest, Pushed, RestoreRequest, Restored, RevokeRequest, Undone, VERSION, VERSION_HEADER, Versions,
-    VersionsRequest,
-};
+use super::{Devices, EventLine, Folders, Handed, HomeRelays, Invite, JoinLine, JoinRequest, Joined, OfferedFolders, Outcome, Overview, Page, PlaceRequest, Pushed, RelayRequest, RestoreRequest, Restored, RevokeRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest};
 use crate::exit::Failure;
 
 /// How long an answer may take beyond what was asked for: a slow disk, never a hung process for ever.
@@ -156,6 +152,18 @@ impl ApiClient {
 
     pub(crate) async fn devices(&self) -> Result<Devices, Failure> {
         self.ask(Method::GET, "/v1/devices", Bytes::new(), PATIENCE).await
+    }
+
+    pub(crate) async fn add_relay(&self, group: &str, url: &str) -> Result<(), Failure> {
+        self.done(&format!("/v1/relays?group={group}"), json(&RelayRequest { url: url.to_owned() })?).await
+    }
+
+    pub(crate) async fn remove_relay(&self, group: &str, url: &str) -> Result<(), Failure> {
+        self.done(&format!("/v1/relays/remove?group={group}"), json(&RelayRequest { url: url.to_owned() })?).await
+    }
+
+    pub(crate) async fn relays(&self) -> Result<HomeRelays, Failure> {
+        self.ask(Method::GET, "/v1/relays", Bytes::new(), PATIENCE).await
     }
 
     /// Ends the process that serves.

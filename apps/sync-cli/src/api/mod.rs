@@ -232,6 +232,28 @@ pub(crate) struct Versions {
     pub(crate) versions: Vec<KeptVersion>,
 }
 
+/// Names a relay.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct RelayRequest {
+    /// Its address, with the operator's token where there is one.
+    pub(crate) url: String,
+}
+
+/// The relays that were added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HomeRelays {
+    pub(crate) relays: Vec<HomeRelay>,
+}
+
+/// A relay as it was added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HomeRelay {
+    /// Its address, without the operator's token.
+    pub(crate) url: String,
+    /// The group it is used for; none for every group.
+    pub(crate) group: Option<String>,
+}
+
 /// Asks to bring a kept version back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RestoreRequest {

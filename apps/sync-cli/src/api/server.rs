@@ -28,8 +28,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::loopback::{self, Guard, Loopback};
 use super::socket::{self, Address};
 use super::{
-    Devices, Folders, Handed, Invite, JoinLine, JoinRequest, OfferedFolders, Outcome, Overview, PAGE_BLOBS, Page,
-    PlaceRequest, Pushed, RateRequest, RestoreRequest, Restored, RevokeRequest, Undone, VERSION, VERSION_HEADER,
+    Devices, Folders, Handed, HomeRelays, Invite, JoinLine, JoinRequest, OfferedFolders, Outcome, Overview, PAGE_BLOBS, Page,
+    PlaceRequest, Pushed, RateRequest, RelayRequest, RestoreRequest, Restored, RevokeRequest, Undone, VERSION, VERSION_HEADER,
     Versions, VersionsRequest,
 };
 use crate::exit::Failure;
@@ -139,6 +139,9 @@ fn routes() -> Vec<Route> {
         acts("/v1/folders/{folder}/undo", undo),
         acts("/v1/folders/{folder}/versions", versions),
         acts("/v1/folders/{folder}/restore", restore),
+        reads("/v1/relays", relays),
+        acts("/v1/relays", add_relay),
+        acts("/v1/relays/remove", remove_relay),
         acts("/v1/limit-rate", limit_rate),
         acts("/v1/stop", stop),
     ]
@@ -469,6 +472,28 @@ async fn limit_rate(
     done()
 }
 
+async fn relays(State(app): State<App>) -> Answer<HomeRelays> {
+    Ok(Json(app.service.relays().await?))
+}
+
+async fn add_relay(
+    State(app): State<App>,
+    query: Result<Query<InGroup>, QueryRejection>,
+    request: Result<Json<RelayRequest>, JsonRejection>,
+) -> Answer<serde_json::Value> {
+    app.service.add_relay(&query?.group, &request?.url).await?;
+    done()
+}
+
+async fn remove_relay(
+    State(app): State<App>,
+    query: Result<Query<InGroup>, QueryRejection>,
+    request: Result<Json<RelayRequest>, JsonRejection>,
+) -> Answer<serde_json::Value> {
+    app.service.remove_relay(&query?.group, &request?.url).await?;
+    done()
+}
+
 async fn devices(State(app): State<App>) -> Answer<Devices> {
     Ok(Json(app.service.devices().await?))
 }
@@ -625,6 +650,9 @@ mod tests {
             ("Invite", vec![json!(invite)]),
             ("Blob", vec![json!(blob)]),
             ("Pushed", vec![json!(Pushed { cursor: 1, blob_id: "0".into() })]),
+            ("RelayRequest", vec![json!(RelayRequest { url: "ws://127.0.0.1".into() })]),
+            ("HomeRelays", vec![json!(HomeRelays { relays: vec![] })]),
+            ("HomeRelay", vec![json!(crate::api::HomeRelay { url: "ws://127.0.0.1".into(), group: None })]),
             ("RateRequest", vec![json!(RateRequest { bytes_per_second: None })]),
             ("Undone", vec![json!(Undone { paths: 1 })]),
             (

@@ -12,6 +12,7 @@ pub(crate) mod pair;
 pub(crate) mod pause;
 pub(crate) mod pull;
 pub(crate) mod push;
+pub(crate) mod relay;
 pub(crate) mod rescan;
 pub(crate) mod restore;
 pub(crate) mod run;

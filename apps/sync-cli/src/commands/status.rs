@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use sync_client::folders::{Direction, FolderStatus, PathProblem, Watching};
-use sync_client::{PeerStatus, Status, SyncState};
+use sync_client::{PeerStatus, RelayStatus, Status, SyncState};
 
 use crate::api::Overview;
 use crate::backend::{Backend, Mode, find_server};
@@ -108,6 +108,9 @@ fn add_group(text: &mut String, group: &Status) {
     for peer in &group.peers {
         line(text, format_args!("  {}", peer_line(peer)));
     }
+    for relay in &group.relays {
+        line(text, format_args!("  {}", relay_line(relay)));
+    }
     for gap in &group.gaps {
         line(text, format_args!("  missing {} to {} of {}", gap.first, gap.last, gap.author));
     }
@@ -140,6 +143,18 @@ fn peer_line(peer: &PeerStatus) -> String {
         text += &format!(", known{known} at {}", clean(&peer.addresses.join(" ")));
     }
     text
+}
+
+fn relay_line(relay: &RelayStatus) -> String {
+    let mut text = format!("relay {} is {}", clean(&relay.url), clean(&relay.state));
+    text += &format!(", has up to cursor {}", relay.acknowledged);
+    if let Some(ago) = relay.last_seen_ms {
+        text += &format!(", last seen {} ago", age(ago));
+    }
+    match &relay.problem {
+        Some(problem) => text + &format!(": {}", clean(problem)),
+        None => text + "; it keeps entries, and files' contents come from devices alone",
+    }
 }
 
 /// A time span in its largest unit.
@@ -188,6 +203,13 @@ mod tests {
             last_seen_ms: Some(90_000_000),
             ..peer.clone()
         };
+        let relay = RelayStatus {
+            url: "ws://relay.example:7841/#KEY".into(),
+            state: "connected".into(),
+            acknowledged: 7,
+            last_seen_ms: Some(2_000),
+            problem: None,
+        };
         let group = Status {
             group: "ab".into(),
             author: "aa".into(),
@@ -198,6 +220,7 @@ mod tests {
             pending: 1,
             state: SyncState::Pending,
             peers: vec![peer, away],
+            relays: vec![relay.clone(), RelayStatus { problem: Some("it is full".into()), ..relay }],
             authors: 3,
             gaps: vec![Gap { author: "cc".into(), first: 2, last: 4 }],
             forks: vec![Fork { author: "cc".into(), number: 5 }],
@@ -240,6 +263,8 @@ mod tests {
               3 authors, this one aa
               ben� is connected at 127.0.0.1:9, 1.2 ms away, has up to cursor 6
               01234567 is reconnecting, has up to cursor 6, last seen 25 h ago, known 5 min ago at 127.0.0.1:9
+              relay ws://relay.example:7841/#KEY is connected, has up to cursor 7, last seen 2 s ago; it keeps entries, and files' contents come from devices alone
+              relay ws://relay.example:7841/#KEY is connected, has up to cursor 7, last seen 2 s ago: it is full
               missing 2 to 4 of cc
               two entries 5 of cc: a home was copied or restored
               2 refused

@@ -14,6 +14,8 @@ use crate::error::StoreError;
 pub struct Ingested {
     /// What was stored: operations first, otherwise in the order of the batch.
     pub stored: Vec<StoredEntry>,
+    /// Bytes of the envelopes that were stored.
+    pub bytes: u64,
     /// Envelopes that were stored already.
     pub duplicates: usize,
     /// Refused envelopes by their index in the batch.
@@ -112,6 +114,7 @@ impl Change<'_> {
             let (envelope, hash, fork) = (&accepted.envelope, accepted.hash, accepted.fork);
             let cursor = inserter.add(&NewRow { envelope, hash, waits: !readable, origin, fork })?;
             let (author, number, class) = (header.sender, header.number, header.class);
+            ingested.bytes += envelope.bytes().len() as u64;
             ingested.stored.push(StoredEntry { cursor, author, number, class, hash, readable });
             if touched.last() != Some(&author) {
                 touched.push(author);

@@ -5,9 +5,10 @@ use std::fmt;
 use rusqlite::{OptionalExtension, params};
 use sync_core::Membership;
 use sync_core::pairing::InviteStatus;
-use sync_types::{AuthorId, GroupId, InviteId, InviteState, ReplicaId, Timestamp};
+use sync_core::session::NO_AUTHOR;
+use sync_types::{AuthorId, Cursor, GroupId, InviteId, InviteState, ReplicaId, Timestamp};
 
-use super::convert::{invite_column, invite_state, signed, unsigned};
+use super::convert::{MAX_CURSOR, invite_column, invite_state, row_id, signed, unsigned};
 use super::{Reader, Txn};
 use crate::error::StoreError;
 
@@ -87,6 +88,17 @@ impl Txn<'_> {
         Ok(id)
     }
 
+    /// Takes a group into a blind replica, which has no author in it.
+    pub fn host_group(&mut self, charter: &[u8]) -> Result<GroupId, StoreError> {
+        Membership::new(charter).map_err(StoreError::Charter)?;
+        let id = GroupId::of(charter);
+        self.live()?
+            .prepare_cached("INSERT INTO groups (id, charter, author) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")?
+            .execute(params![id.0, charter, NO_AUTHOR.0])?;
+        self.change(&id)?;
+        Ok(id)
+    }
+
     /// Marks a group as left, or as in use again; its log stays.
     pub fn set_active(&mut self, group: &GroupId, active: bool) -> Result<(), StoreError> {
         let sql = "UPDATE groups SET state = ?2 WHERE id = ?1";
@@ -158,6 +170,21 @@ impl Reader<'_> {
             })
         })?;
         Ok(rows.collect::<Result<_, rusqlite::Error>>()?)
+    }
+
+    /// Bytes of a group's envelopes; looks at all of them.
+    pub fn log_bytes(&self, group: &GroupId) -> Result<u64, StoreError> {
+        let sql = "SELECT coalesce(sum(length(bytes)), 0) FROM entries WHERE id > ?1 AND id <= ?2";
+        let gid = self.gid(group)?;
+        let span = (row_id(gid, Cursor(0)), row_id(gid, MAX_CURSOR));
+        Ok(unsigned(self.conn.prepare_cached(sql)?.query_row(span, |row| row.get(0))?))
+    }
+
+    /// Bytes of the file that are in use.
+    pub fn used_bytes(&self) -> Result<u64, StoreError> {
+        let pragma = |name| self.conn.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let pages = pragma("page_count")? - pragma("freelist_count")?;
+        Ok(unsigned(pages.saturating_mul(pragma("page_size")?)))
     }
 
     /// A group of this home.

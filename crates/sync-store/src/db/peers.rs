@@ -85,6 +85,16 @@ impl Txn<'_> {
         Ok(())
     }
 
+    /// Remembers that a replica without author and device is there, and under which name.
+    pub fn note_blind(&mut self, group: &GroupId, peer: PeerId, name: &str, now: Timestamp) -> Result<(), StoreError> {
+        self.expect_peer(group, peer)?;
+        let name = &name[..name.floor_char_boundary(MAX_TEXT)];
+        self.live()?
+            .prepare_cached("UPDATE peers SET name = ?2, last_seen = ?3 WHERE peer = ?1")?
+            .execute((peer.0, name, signed(now.0)))?;
+        Ok(())
+    }
+
     /// A peer holds everything of ours up to a cursor; a cursor we never gave counts as our newest.
     pub fn record_ack(&mut self, group: &GroupId, peer: PeerId, cursor: Cursor) -> Result<(), StoreError> {
         self.expect_peer(group, peer)?;

@@ -1,11 +1,13 @@
-//! Carries out a session's effects on a database: the same code under the async shell and in the simulator.
+//! Carries out a session's effects on a database: the same code under the shells and in the simulator.
 
 use std::sync::Arc;
 
 use sync_core::session::Reply;
-use sync_store::{Ingested, Limits, PeerId, Reader, StoreError, Txn};
 use sync_types::bounds::{FRAME_BYTES_TARGET, MAX_FRAME_ENVELOPES};
 use sync_types::{Check, Cursor, EpochId, FeedHave, GroupId, ReplicaId, Scope, Want};
+
+use crate::db::{Ingested, Limits, PeerId, Reader, Txn};
+use crate::error::StoreError;
 
 /// A batch to store for a session.
 #[derive(Debug, Clone)]

@@ -1,0 +1,277 @@
+//! One channel of a member: who it is, and then a session of the blind replica with it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use axum::extract::ws::WebSocket;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt as _, StreamExt as _};
+use sync_core::session::{
+    Config, Effect, Ends, NO_AUTHOR, REFUSED_TEXT, Reply, Report, Session, Side,
+};
+use sync_store::Limits;
+use sync_store::exec::{self, Arrival, Pull};
+use sync_types::bounds::MAX_FRAME;
+use sync_types::{AuthorId, ErrorCode, Frame};
+
+use crate::access::{Shown, examine};
+use crate::channel::{Channel, ChannelError};
+use crate::limiter::{Place, subscriber};
+use crate::relay::{HostError, Hosted, Relay, failed};
+
+/// Time for the handshake and for what a device shows first.
+const GREETING_WAIT: Duration = Duration::from_secs(10);
+/// Time for a member to exchange membership.
+const ESTABLISH_WAIT: Duration = Duration::from_secs(60);
+/// Bytes of what a device shows first: a token of the greatest length.
+const MAX_GREETING: usize = 256 << 10;
+
+/// Serves a channel until it ends.
+pub(crate) async fn serve(relay: Arc<Relay>, socket: WebSocket, address: IpAddr, place: Place) {
+    relay.metrics.connections.add(1);
+    let greeted = tokio::select! {
+        greeted = tokio::time::timeout(GREETING_WAIT, greet(&relay, socket)) => greeted,
+        () = relay.stop.cancelled() => return,
+    };
+    let Ok(Some((channel, shown))) = greeted else {
+        relay.metrics.broken_handshakes.add(1);
+        relay.strangers.take(subscriber(address), Instant::now());
+        return;
+    };
+    let Some(shown) = shown else {
+        relay.strangers.take(subscriber(address), Instant::now());
+        return refuse(&relay, channel, ErrorCode::Refused, REFUSED_TEXT).await;
+    };
+    if relay.messages.is_empty(&shown.author, Instant::now()) {
+        return refuse(&relay, channel, ErrorCode::TooFast, TOO_FAST_TEXT).await;
+    }
+    let hosted = match relay.host(&shown).await {
+        Ok(hosted) => hosted,
+        Err(HostError::Refused(code, text)) => {
+            relay.messages.take(shown.author, Instant::now());
+            return refuse(&relay, channel, code, text).await;
+        }
+        Err(HostError::Store(error)) => {
+            let Reply::Failed { text } = failed(&error) else { return };
+            return refuse(&relay, channel, ErrorCode::Unavailable, &text).await;
+        }
+    };
+    Talk::new(relay, channel, hosted, shown).run().await;
+    drop(place);
+}
+
+const TOO_FAST_TEXT: &str = "more was sent than this relay takes in a minute";
+
+/// The handshake, and what the device shows; none of that if it is no member of what it names.
+async fn greet(relay: &Relay, socket: WebSocket) -> Option<(Channel, Option<Shown>)> {
+    let mut channel = Channel::accept(socket, &relay.secret, MAX_GREETING).await.ok()?;
+    let mut frames = Vec::new();
+    while frames.len() < 2 {
+        match channel.recv().await {
+            Ok(Some((frame, bytes))) => {
+                relay.metrics.received_bytes.add(bytes as u64);
+                frames.push(frame);
+            }
+            Ok(None) => return None,
+            Err(error) if error.code().is_some() => return Some((channel, None)),
+            Err(_) => return None,
+        }
+    }
+    let (hello, charter) = (frames.pop()?, frames.pop()?);
+    let shown = examine(charter, hello, &channel.binding);
+    channel.set_max_frame(MAX_FRAME);
+    Some((channel, shown))
+}
+
+async fn refuse(relay: &Relay, mut channel: Channel, code: ErrorCode, text: &str) {
+    relay.metrics.refuse(code);
+    // it may have gone already
+    if channel.send(&Frame::error(code, text)).await.is_ok() {
+        channel.close().await;
+    }
+}
+
+/// A session under way.
+struct Talk {
+    relay: Arc<Relay>,
+    channel: Channel,
+    hosted: Arc<Hosted>,
+    author: AuthorId,
+    session: Session,
+    /// What was shown, for the session.
+    hello: Option<Frame>,
+    storing: FuturesOrdered<BoxFuture<'static, Reply>>,
+    reading: FuturesOrdered<BoxFuture<'static, Option<Reply>>>,
+    told_full: Arc<AtomicBool>,
+    established: bool,
+}
+
+impl Talk {
+    fn new(relay: Arc<Relay>, channel: Channel, hosted: Arc<Hosted>, shown: Shown) -> Self {
+        let config = Config {
+            side: Side::Acceptor,
+            ends: Ends::Blind,
+            group: hosted.id,
+            author: NO_AUTHOR,
+            replica: relay.replica,
+            token: Vec::new(),
+            binding: channel.binding,
+            proof: [0; 64],
+            name: String::new(),
+            addresses: Vec::new(),
+            incarnation: [0; 8],
+        };
+        Self {
+            relay,
+            channel,
+            hosted,
+            author: shown.author,
+            session: Session::new(config),
+            hello: Some(shown.hello),
+            storing: FuturesOrdered::new(),
+            reading: FuturesOrdered::new(),
+            told_full: Arc::default(),
+            established: false,
+        }
+    }
+
+    async fn run(mut self) {
+        match self.talk().await {
+            Ok(()) => self.channel.close().await,
+            Err(error) => {
+                tracing::debug!(%error, "channel ended");
+                if let Some(code) = error.code() {
+                    let (relay, text) = (self.relay.clone(), error.to_string());
+                    refuse(&relay, self.channel, code, &text).await;
+                }
+            }
+        }
+    }
+
+    async fn talk(&mut self) -> Result<(), ChannelError> {
+        let Ok(mut newest) = self.relay.store.watch(&self.hosted.id) else { return Ok(()) };
+        self.session.handle_newest(*newest.borrow_and_update());
+        if let Some(hello) = self.hello.take() {
+            self.session.handle_frame(hello);
+        }
+        let stop = self.relay.stop.clone();
+        let deadline = tokio::time::sleep(ESTABLISH_WAIT);
+        tokio::pin!(deadline);
+        loop {
+            if self.carry_out().await? {
+                return Ok(());
+            }
+            tokio::select! {
+                frame = self.channel.recv(), if self.session.accepts_frames() => match frame? {
+                    Some((frame, bytes)) => self.take(frame, bytes).await?,
+                    None => return Ok(()),
+                },
+                Some(reply) = self.storing.next() => self.session.handle_reply(reply),
+                Some(reply) = self.reading.next() => {
+                    if let Some(reply) = reply {
+                        self.session.handle_reply(reply);
+                    }
+                }
+                changed = newest.changed() => match changed {
+                    Ok(()) => self.session.handle_newest(*newest.borrow_and_update()),
+                    Err(_) => return Ok(()),
+                },
+                () = &mut deadline, if !self.established => return Err(ChannelError::Lost),
+                () = stop.cancelled() => return Ok(()),
+            }
+        }
+    }
+
+    /// Takes in a frame, unless it is one too many or holds what is too large.
+    async fn take(&mut self, frame: Frame, bytes: usize) -> Result<(), ChannelError> {
+        self.relay.metrics.received_bytes.add(bytes as u64);
+        let entries = match &frame {
+            Frame::Push { entries, .. } | Frame::PullResponse { entries, .. } => &entries[..],
+            _ => &[],
+        };
+        if !entries.is_empty() && !self.relay.messages.take(self.author, Instant::now()) {
+            return self.end(ErrorCode::TooFast, TOO_FAST_TEXT).await;
+        }
+        let most = self.relay.limits.envelope_bytes();
+        if entries.iter().any(|carried| carried.envelope.len() > most) {
+            return self.end(ErrorCode::TooLarge, "the blob is larger than this relay takes").await;
+        }
+        self.session.handle_frame(frame);
+        Ok(())
+    }
+
+    /// Says why, and ends the channel. What was taken before is stored first, and acknowledged.
+    async fn end(&mut self, code: ErrorCode, text: &str) -> Result<(), ChannelError> {
+        self.relay.metrics.refuse(code);
+        while let Some(reply) = self.storing.next().await {
+            self.session.handle_reply(reply);
+        }
+        self.carry_out().await?;
+        self.channel.send(&Frame::error(code, text)).await?;
+        Err(ChannelError::Lost)
+    }
+
+    /// Carries out what the session asks for; true once it has ended.
+    async fn carry_out(&mut self) -> Result<bool, ChannelError> {
+        while let Some(effect) = self.session.poll_effect() {
+            match effect {
+                Effect::Send(frame) => self.send(&frame).await?,
+                Effect::Store { id, replica, batch, position } => {
+                    let arrival = Arrival { replica, batch, position };
+                    let (relay, hosted) = (self.relay.clone(), self.hosted.clone());
+                    self.storing.push_back(relay.store(hosted, self.told_full.clone(), id, arrival).boxed());
+                }
+                Effect::Report(Report::Established { .. }) => {
+                    self.established = true;
+                    self.relay.metrics.sessions.add(1);
+                }
+                Effect::Close(close) => {
+                    if !close.by_peer {
+                        self.relay.metrics.refuse(close.code);
+                    }
+                    return Ok(true);
+                }
+                effect => self.reading.push_back(read(self.relay.clone(), self.hosted.clone(), effect).boxed()),
+            }
+        }
+        Ok(false)
+    }
+
+    async fn send(&mut self, frame: &Frame) -> Result<(), ChannelError> {
+        if let Frame::Push { entries, .. } | Frame::PullResponse { entries, .. } = frame {
+            self.relay.metrics.delivered.add(entries.len() as u64);
+        }
+        let bytes = self.channel.send(frame).await?;
+        self.relay.metrics.sent_bytes.add(bytes as u64);
+        Ok(())
+    }
+}
+
+/// Carries out an effect that only reads.
+async fn read(relay: Arc<Relay>, hosted: Arc<Hosted>, effect: Effect) -> Option<Reply> {
+    let id = hosted.id;
+    let store = &relay.store;
+    let reply = match effect {
+        Effect::Survey { replica } => store.read(move |reader| exec::survey(reader, &id, &replica)).await,
+        Effect::Select { scope, after, check, have, covered, .. } => {
+            let pull = Pull { scope, after, check, have, covered };
+            store.read(move |reader| exec::select_anyway(reader, &id, &pull)).await
+        }
+        Effect::Read { scope, not_from, after, limit, bytes, selection } => {
+            let limits = Limits { entries: limit, bytes };
+            let read = move |reader: &sync_store::Reader<'_>| {
+                exec::read(reader, &id, scope, not_from, after, limits, &selection)
+            };
+            store.read(read).await
+        }
+        Effect::ReadWanted { request, wants } => {
+            store.read(move |reader| exec::read_wanted(reader, &id, request, &wants)).await
+        }
+        // what a device holds is its own matter, and what a session reports is for people
+        _ => return None,
+    };
+    Some(reply.unwrap_or_else(|error| failed(&error)))
+}

@@ -1,0 +1,294 @@
+//! The sockets: HTTP with a few routes, one of which becomes a channel.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::{Extension, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use sync_link::noise::{MAX_MESSAGE, public_key};
+use sync_link::relay::{CHANNEL_PATH, RelayUrl};
+use sync_store::StoreError;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{Config, ConfigError};
+use crate::data::{Data, DataError};
+use crate::limiter::{Place, TooMany, subscriber};
+use crate::mailbox;
+use crate::relay::Relay;
+
+/// Time for a request to come whole; a socket that says nothing is closed.
+const REQUEST_WAIT: Duration = Duration::from_secs(10);
+/// Time for connections to end once the relay is to.
+const DRAIN: Duration = Duration::from_secs(3);
+/// Bytes read from a socket at once: connections are many and mostly silent.
+const READ_BUFFER: usize = 4 << 10;
+/// Bytes that may wait to be sent on a channel: one frame.
+const WRITE_BUFFER: usize = 8 << 20;
+/// Wait after the system could not give a socket, out of files for instance.
+const ACCEPT_WAIT: Duration = Duration::from_millis(100);
+
+/// Why a relay does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A value makes no sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The directory cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The database cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}; name another with --bind, or stop what listens there")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A relay that runs until it is stopped.
+#[derive(Debug)]
+pub struct Server {
+    inner: Arc<Inner>,
+    address: SocketAddr,
+    url: RelayUrl,
+    accepting: JoinHandle<()>,
+    tasks: TaskTracker,
+    _data: Data,
+}
+
+struct Inner {
+    relay: Arc<Relay>,
+    behind_proxy: bool,
+    public_metrics: bool,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Relay").finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Starts a relay; it takes connections once this returns.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        config.check()?;
+        let path = config.data.clone();
+        let opening = tokio::task::spawn_blocking(move || Data::open(&path)).await;
+        let (data, store) = opening.expect("BUG: opening does not panic and is not cancelled")?;
+        let bind = |source| StartError::Bind { address: config.bind, source };
+        let listener = TcpListener::bind(config.bind).await.map_err(bind)?;
+        let address = listener.local_addr().map_err(bind)?;
+        let token = config.registration_token.clone().unwrap_or_else(|| data.token.clone());
+        let registration = (!config.is_open()).then_some(token);
+        let host = config.host.clone().unwrap_or_else(|| address.ip().to_string());
+        let mut url = RelayUrl::new(&host, address.port(), &public_key(&data.secret));
+        if let Some(token) = &registration {
+            url = url.with_token(token);
+        }
+        let relay = Relay::new(config.limits.clone(), data.secret.clone(), store, registration).await?;
+        let Config { behind_proxy, public_metrics, .. } = config;
+        let inner = Arc::new(Inner { relay: Arc::new(relay), behind_proxy, public_metrics });
+        let tasks = TaskTracker::new();
+        let accepting = tokio::spawn(accept(inner.clone(), listener, tasks.clone()));
+        Ok(Self { inner, address, url, accepting, tasks, _data: data })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The address to give to devices: with its key, and with the operator's token where new groups need it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.url.to_string()
+    }
+
+    /// Ends connections, stores what was taken, and writes everything into the database's main file.
+    pub async fn stop(self) -> Result<(), StoreError> {
+        self.inner.relay.stop.cancel();
+        // it ends by itself
+        let _ = self.accepting.await;
+        self.tasks.close();
+        let _ = tokio::time::timeout(DRAIN, self.tasks.wait()).await;
+        self.inner.relay.store.clone().close().await
+    }
+}
+
+async fn accept(inner: Arc<Inner>, listener: TcpListener, tasks: TaskTracker) {
+    let stop = inner.relay.stop.clone();
+    let router = router(inner.clone());
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, address)) => {
+                tasks.spawn(serve(inner.clone(), router.clone(), stream, address.ip()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "connection could not be taken");
+                tokio::time::sleep(ACCEPT_WAIT).await;
+            }
+        }
+    }
+}
+
+/// A connection's place, which its channel takes over.
+type Seat = Arc<std::sync::Mutex<Option<Place>>>;
+
+async fn serve(inner: Arc<Inner>, router: Router, mut stream: TcpStream, address: IpAddr) {
+    // a proxy's connections are those of many: each is counted once it says whose it is
+    let place = if inner.behind_proxy { Ok(None) } else { inner.relay.connections.enter(address).map(Some) };
+    let place = match place {
+        Ok(place) => place,
+        Err(too_many) => {
+            let (status, text) = inner.count_too_many(too_many);
+            let answer = format!(
+                "HTTP/1.1 {status}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
+                text.len()
+            );
+            // it may not listen
+            let _ = tokio::time::timeout(REQUEST_WAIT, async {
+                stream.write_all(answer.as_bytes()).await?;
+                stream.shutdown().await
+            })
+            .await;
+            return;
+        }
+    };
+    // frames are gathered before they are sent
+    let _ = stream.set_nodelay(true);
+    let seat: Seat = Arc::new(std::sync::Mutex::new(place));
+    let service = TowerToHyperService::new(router.layer(Extension(seat)).layer(Extension(address)));
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(REQUEST_WAIT).keep_alive(false).max_buf_size(16 << 10);
+    let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    // its end is the peer's matter
+    let _ = connection.await;
+}
+
+impl Inner {
+    fn count_too_many(&self, too_many: TooMany) -> (StatusCode, &'static str) {
+        let metrics = &self.relay.metrics;
+        match too_many {
+            TooMany::All => {
+                metrics.too_many_connections.add(1);
+                (StatusCode::SERVICE_UNAVAILABLE, "too many connections")
+            }
+            TooMany::FromAddress => {
+                metrics.too_many_from_address.add(1);
+                (StatusCode::TOO_MANY_REQUESTS, "too many connections from your address")
+            }
+        }
+    }
+}
+
+fn router(inner: Arc<Inner>) -> Router {
+    Router::new()
+        .route(CHANNEL_PATH, get(channel))
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .with_state(inner)
+}
+
+async fn channel(
+    State(inner): State<Arc<Inner>>,
+    Extension(seat): Extension<Seat>,
+    Extension(socket): Extension<IpAddr>,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Response {
+    let relay = inner.relay.clone();
+    let address = if inner.behind_proxy { forwarded(&headers).unwrap_or(socket) } else { socket };
+    if relay.strangers.is_empty(&subscriber(address), Instant::now()) {
+        return (StatusCode::TOO_MANY_REQUESTS, "too many refused requests from your address").into_response();
+    }
+    let upgrade = match upgrade {
+        Ok(upgrade) => upgrade,
+        Err(rejection) => return rejection.into_response(),
+    };
+    let taken = seat.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    let place = match taken.map_or_else(|| relay.connections.enter(address), Ok) {
+        Ok(place) => place,
+        Err(too_many) => return inner.count_too_many(too_many).into_response(),
+    };
+    upgrade
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(0)
+        .max_write_buffer_size(WRITE_BUFFER)
+        .max_message_size(MAX_MESSAGE)
+        .max_frame_size(MAX_MESSAGE)
+        .on_upgrade(move |socket| mailbox::serve(relay, socket, address, place))
+}
+
+/// The address that the nearest proxy saw.
+fn forwarded(headers: &HeaderMap) -> Option<IpAddr> {
+    let last = headers.get_all("x-forwarded-for").iter().next_back()?.to_str().ok()?;
+    last.rsplit(',').next()?.trim().parse().ok()
+}
+
+async fn health(State(inner): State<Arc<Inner>>) -> Response {
+    let relay = &inner.relay;
+    match relay.now().await {
+        Ok(now) => Json(Health {
+            status: "ok",
+            version: env!("CARGO_PKG_VERSION"),
+            connections: now.connections,
+            groups: now.groups,
+            blobs_stored: relay.metrics.stored.get(),
+            uptime_seconds: now.uptime_seconds,
+        })
+        .into_response(),
+        Err(error) => {
+            tracing::warn!(%error, "database does not work");
+            (StatusCode::SERVICE_UNAVAILABLE, "the database does not work").into_response()
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Health {
+    status: &'static str,
+    version: &'static str,
+    connections: usize,
+    groups: usize,
+    blobs_stored: u64,
+    uptime_seconds: u64,
+}
+
+async fn metrics(
+    State(inner): State<Arc<Inner>>,
+    Extension(socket): Extension<IpAddr>,
+    headers: HeaderMap,
+) -> Response {
+    let address = if inner.behind_proxy { forwarded(&headers).unwrap_or(socket) } else { socket };
+    if !inner.public_metrics && !address.to_canonical().is_loopback() {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    match inner.relay.now().await {
+        Ok(now) => {
+            let text = inner.relay.metrics.render(now);
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+        }
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}

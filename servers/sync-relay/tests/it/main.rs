@@ -1,0 +1,1 @@
+//! Relays as processes, and devices that meet there.

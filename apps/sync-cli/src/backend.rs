@@ -11,8 +11,8 @@ use crate::api::client::{ApiClient, Lines};
 use crate::api::loopback::Loopback;
 use crate::api::server::Server;
 use crate::api::{
-    self, Devices, EventLine, Folders, Handed, HomeRelays, Invite, Joined, OfferedFolders, Outcome, Overview, Page, PlaceRequest,
-    Pushed, RestoreRequest, Restored, Versions,
+    self, Devices, EventLine, Folders, Handed, HomeRelays, Invite, Joined, OfferedFolders, Outcome, Overview, Page,
+    PlaceRequest, Pushed, RestoreRequest, Restored, Versions,
 };
 use crate::cli::Global;
 use crate::exit::Failure;

@@ -10,8 +10,8 @@ use sync_client::home::{Home, PassphraseSource, Prompt};
 use zeroize::Zeroizing;
 
 use crate::commands::{
-    demo, devices, folders, held, init, invite, join, leave, pair, pause, pull, push, relay, rescan, restore, run, share,
-    status, unit, up, versions,
+    demo, devices, folders, held, init, invite, join, leave, pair, pause, pull, push, relay, rescan, restore, run,
+    share, status, unit, up, versions,
 };
 use crate::exit::Failure;
 use crate::terminal;

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::{
-    Blob, Devices, Event, EventLine, Folders, Handed, HomeRelay, HomeRelays, Invite, Joined, OfferedFolders, Outcome, Overview, PAGE_BYTES,
-    Page, PlaceRequest, Pushed, RestoreRequest, Restored, Undone, VERSION, Versions,
+    Blob, Devices, Event, EventLine, Folders, Handed, HomeRelay, HomeRelays, Invite, Joined, OfferedFolders, Outcome,
+    Overview, PAGE_BYTES, Page, PlaceRequest, Pushed, RestoreRequest, Restored, Undone, VERSION, Versions,
 };
 use crate::exit::Failure;
 use crate::terminal;

@@ -31,8 +31,8 @@ const MIB: usize = 1 << 20;
 /// What keeps a home in sync until a test lets go of it.
 const SERVE: [&str; 3] = ["run", "--json", "--until-eof"];
 
-const VERBS: [&str; 22] = [
-    "init", "share", "join", "invite", "run", "status", "folders", "devices", "pause", "resume", "rescan", "leave",
+const VERBS: [&str; 23] = [
+    "init", "share", "join", "invite", "run", "status", "folders", "devices", "pause", "resume", "rescan", "leave", "relay",
     "confirm", "undo", "versions", "restore", "up", "down", "unit", "pair", "push", "pull",
 ];
 

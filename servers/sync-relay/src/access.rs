@@ -4,6 +4,7 @@ use std::convert::Infallible;
 
 use sync_core::session::{Side, hello_statement};
 use sync_core::{Held, HeldEnvelope, Membership, judge};
+use sync_crypto::author::{SignPurpose, verify};
 use sync_types::{AuthorId, Class, Envelope, Frame, GroupId, Number, ReplicaId};
 
 /// What a device shows first: CHARTER, and then HELLO.
@@ -30,6 +31,10 @@ impl Held for Nothing {
     fn at(&mut self, _: &AuthorId, _: Number) -> Result<Vec<HeldEnvelope>, Infallible> {
         Ok(Vec::new())
     }
+
+    fn is_dropped(&mut self, _: &AuthorId, _: Number) -> Result<bool, Infallible> {
+        Ok(false)
+    }
 }
 
 /// What a device shows, if its token makes it a member of the group whose charter it is and the proof is this channel's.
@@ -53,14 +58,6 @@ pub(crate) fn examine(charter: Frame, hello: Frame, binding: &[u8; 32]) -> Optio
     membership.is_admitted(&author).then_some(Shown { group, author, charter, registration, hello })
 }
 
-fn is_proven(
-    group: &GroupId,
-    author: &AuthorId,
-    replica: &ReplicaId,
-    proof: &[u8; 64],
-    binding: &[u8; 32],
-) -> bool {
-    use sync_crypto::author::{SignPurpose, verify};
-
+fn is_proven(group: &GroupId, author: &AuthorId, replica: &ReplicaId, proof: &[u8; 64], binding: &[u8; 32]) -> bool {
     verify(author, SignPurpose::Hello, &[&hello_statement(binding, Side::Dialler, group, replica)], proof)
 }

@@ -53,7 +53,11 @@ pub(crate) struct Channel {
 
 impl Channel {
     /// Answers a handshake.
-    pub(crate) async fn accept(mut socket: WebSocket, secret: &[u8; 32], max_frame: usize) -> Result<Self, ChannelError> {
+    pub(crate) async fn accept(
+        mut socket: WebSocket,
+        secret: &[u8; 32],
+        max_frame: usize,
+    ) -> Result<Self, ChannelError> {
         let mut handshake = Handshake::responder(secret);
         while !handshake.is_finished() {
             if handshake.is_our_turn() {

@@ -9,9 +9,7 @@ use axum::extract::ws::WebSocket;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt as _, StreamExt as _};
-use sync_core::session::{
-    Config, Effect, Ends, NO_AUTHOR, REFUSED_TEXT, Reply, Report, Session, Side,
-};
+use sync_core::session::{Config, Effect, Ends, NO_AUTHOR, REFUSED_TEXT, Reply, Report, Session, Side};
 use sync_store::Limits;
 use sync_store::exec::{self, Arrival, Pull};
 use sync_types::bounds::MAX_FRAME;

@@ -135,7 +135,8 @@ impl Relay {
         let (relay, group) = (self.clone(), hosted.clone());
         let work = move |txn: &mut Txn<'_>| {
             let room = relay.room(&group, txn, bytes as u64)?;
-            let code = if told_full.load(Ordering::Relaxed) { Some(room.unwrap_or(ErrorCode::GroupFull)) } else { room };
+            let code =
+                if told_full.load(Ordering::Relaxed) { Some(room.unwrap_or(ErrorCode::GroupFull)) } else { room };
             if code.is_some() {
                 told_full.store(true, Ordering::Relaxed);
                 arrival.batch.retain(|bytes| is_open(bytes));
@@ -160,7 +161,14 @@ impl Relay {
         }
     }
 
-    fn stored(&self, hosted: &Hosted, id: u64, code: Option<ErrorCode>, ingested: &Ingested, wants: Vec<Want>) -> Reply {
+    fn stored(
+        &self,
+        hosted: &Hosted,
+        id: u64,
+        code: Option<ErrorCode>,
+        ingested: &Ingested,
+        wants: Vec<Want>,
+    ) -> Reply {
         self.metrics.stored.add(ingested.stored.len() as u64);
         self.metrics.refused_entries.add(ingested.refused.len() as u64);
         match (code, self.store.membership(&hosted.id)) {

@@ -180,7 +180,7 @@ async fn serve(inner: Arc<Inner>, router: Router, mut stream: TcpStream, address
     let seat: Seat = Arc::new(std::sync::Mutex::new(place));
     let service = TowerToHyperService::new(router.layer(Extension(seat)).layer(Extension(address)));
     let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(REQUEST_WAIT).keep_alive(false).max_buf_size(16 << 10);
+    http.timer(TokioTimer::new()).header_read_timeout(REQUEST_WAIT).max_buf_size(16 << 10);
     let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
     // its end is the peer's matter
     let _ = connection.await;

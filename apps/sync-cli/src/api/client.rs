@@ -14,7 +14,11 @@ use sync_client::folders::FolderStatus;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::socket::{self, Address};
-use super::{Devices, EventLine, Folders, Handed, HomeRelays, Invite, JoinLine, JoinRequest, Joined, OfferedFolders, Outcome, Overview, Page, PlaceRequest, Pushed, RelayRequest, RestoreRequest, Restored, RevokeRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest};
+use super::{
+    Devices, EventLine, Folders, Handed, HomeRelays, Invite, JoinLine, JoinRequest, Joined, OfferedFolders, Outcome,
+    Overview, Page, PlaceRequest, Pushed, RelayRequest, RestoreRequest, Restored, RevokeRequest, Undone, VERSION,
+    VERSION_HEADER, Versions, VersionsRequest,
+};
 use crate::exit::Failure;
 
 /// How long an answer may take beyond what was asked for: a slow disk, never a hung process for ever.

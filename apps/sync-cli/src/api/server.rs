@@ -28,9 +28,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::loopback::{self, Guard, Loopback};
 use super::socket::{self, Address};
 use super::{
-    Devices, Folders, Handed, HomeRelays, Invite, JoinLine, JoinRequest, OfferedFolders, Outcome, Overview, PAGE_BLOBS, Page,
-    PlaceRequest, Pushed, RateRequest, RelayRequest, RestoreRequest, Restored, RevokeRequest, Undone, VERSION, VERSION_HEADER,
-    Versions, VersionsRequest,
+    Devices, Folders, Handed, HomeRelays, Invite, JoinLine, JoinRequest, OfferedFolders, Outcome, Overview, PAGE_BLOBS,
+    Page, PlaceRequest, Pushed, RateRequest, RelayRequest, RestoreRequest, Restored, RevokeRequest, Undone, VERSION,
+    VERSION_HEADER, Versions, VersionsRequest,
 };
 use crate::exit::Failure;
 use crate::service::{Events, Service};

@@ -89,9 +89,11 @@ impl Txn<'_> {
     pub fn note_blind(&mut self, group: &GroupId, peer: PeerId, name: &str, now: Timestamp) -> Result<(), StoreError> {
         self.expect_peer(group, peer)?;
         let name = &name[..name.floor_char_boundary(MAX_TEXT)];
-        self.live()?
-            .prepare_cached("UPDATE peers SET name = ?2, last_seen = ?3 WHERE peer = ?1")?
-            .execute((peer.0, name, signed(now.0)))?;
+        self.live()?.prepare_cached("UPDATE peers SET name = ?2, last_seen = ?3 WHERE peer = ?1")?.execute((
+            peer.0,
+            name,
+            signed(now.0),
+        ))?;
         Ok(())
     }
 

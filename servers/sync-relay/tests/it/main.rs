@@ -1,1 +1,11 @@
-//! Relays as processes, and devices that meet there.
+//! A relay in a process of its own, and devices that meet there.
+
+#![cfg(unix)]
+#![cfg_attr(test, expect(clippy::unwrap_used, reason = "tests"))]
+
+mod access;
+mod limits;
+mod mailbox;
+mod processes;
+mod raw;
+mod site;

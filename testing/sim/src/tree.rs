@@ -752,6 +752,7 @@ impl State {
             mode: stat.mode,
             mtime: stat.mtime,
             target: None,
+            ino: stat.ino,
         }
     }
 

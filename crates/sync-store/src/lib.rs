@@ -25,8 +25,8 @@ pub use append::{Content, NewEntry, SealEntries, SealError};
 pub use db::{
     Appended, Batch, Changes, ChunkPlace, Compaction, Db, DbOptions, DiskState, Dropped, FileRow, FileRowId, FolderRow,
     FolderRowId, FolderTotals, GroupChange, GroupRow, Ingested, KeptRow, KeptRowId, Limits, NewKept, Peer, PeerId,
-    PeerNote, RangeHere, Reader, Renewal, Renewed, Reopen, Sealed, SealedSecret, Since, SnapshotChunk, SnapshotRow, SnapshotRowId,
-    SnapshotState, StoredBytes, StoredEntry, Text, Txn, Untaken,
+    PeerNote, RangeHere, Reader, Renewal, Renewed, Reopen, Sealed, SealedSecret, Since, SnapshotChunk, SnapshotRow,
+    SnapshotRowId, SnapshotState, StoredBytes, StoredEntry, Text, Txn, Untaken,
 };
 pub use error::StoreError;
 pub use store::{Stats, Store};

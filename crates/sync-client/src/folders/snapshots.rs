@@ -9,6 +9,7 @@ mod adopt;
 mod content;
 mod write;
 
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use sync_core::folder::Coverage;
 use sync_store::{FolderRowId, Reader, Since, SnapshotRow, SnapshotRowId, SnapshotState, StoreError, Txn};
 use sync_types::snapshot::Snapshot;
-use sync_types::{AuthorId, GroupId, Number};
+use sync_types::{AuthorId, Cursor, GroupId, Number};
 use tokio::sync::{Notify, watch};
 
 use self::content::Looked;
@@ -36,6 +37,20 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long nothing is applied for a snapshot whose content nobody has who is connected.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Looks at a snapshot of which it cannot be said whether it is right, until it is refused.
+const LOOKS: u32 = 12;
+/// The longest wait between two such looks.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// A snapshot of which it could not be said whether it is right.
+#[derive(Debug, Clone, Copy)]
+struct Unsure {
+    /// How far the log was taken in then.
+    cursor: Cursor,
+    looks: u32,
+    again: Instant,
+}
+
 /// What a folder knows of its snapshots.
 #[derive(Debug)]
 pub(crate) struct Snapshots {
@@ -47,6 +62,9 @@ pub(crate) struct Snapshots {
     /// One was told that says what is not in the log: until it is here, the index is not what the group says.
     awaits: watch::Sender<bool>,
     since: Mutex<Option<Instant>>,
+    /// Authors whose snapshots were waited for in vain.
+    waited: Mutex<HashSet<AuthorId>>,
+    unsure: Mutex<HashMap<SnapshotRowId, Unsure>>,
     problem: Mutex<Option<String>>,
     pub(crate) fetched: AtomicU64,
 }
@@ -59,6 +77,8 @@ impl Snapshots {
             due: AtomicBool::new(false),
             awaits: watch::channel(false).0,
             since: Mutex::default(),
+            waited: Mutex::default(),
+            unsure: Mutex::default(),
             problem: Mutex::default(),
             fetched: AtomicU64::new(0),
         }
@@ -106,12 +126,41 @@ impl Snapshots {
         since.records / self.after.saturating_add(live.saturating_mul(2)).max(1)
     }
 
-    /// Has what was told looked at.
-    pub(crate) fn wake(&self, lacks: bool) {
-        if lacks {
+    /// Has what was told looked at, and lets nothing be applied before if the author of what is awaited was not waited for
+    /// in vain.
+    pub(crate) fn wake(&self, awaited: Option<AuthorId>) {
+        if awaited.is_some_and(|author| self.is_worth_waiting(&author)) {
             self.set_awaits(true);
         }
         self.wake.notify_one();
+    }
+
+    fn is_worth_waiting(&self, author: &AuthorId) -> bool {
+        !self.waited.lock().unwrap_or_else(PoisonError::into_inner).contains(author)
+    }
+
+    /// Goes on waiting for these authors' snapshots, or for none of theirs any more; whether that changed anything.
+    fn go_on_waiting(&self, lacking: &HashSet<AuthorId>) -> bool {
+        let is_patient = self.is_patient();
+        if self.awaits() && !is_patient {
+            self.waited.lock().unwrap_or_else(PoisonError::into_inner).extend(lacking);
+        }
+        self.set_awaits(is_patient && lacking.iter().any(|author| self.is_worth_waiting(author)))
+    }
+
+    /// Whether a snapshot is to be looked at: not one that says no more than when it was looked at last.
+    fn is_to_be_looked_at(&self, sid: SnapshotRowId, cursor: Cursor) -> bool {
+        let unsure = self.unsure.lock().unwrap_or_else(PoisonError::into_inner);
+        unsure.get(&sid).is_none_or(|last| last.cursor != cursor && last.again <= Instant::now())
+    }
+
+    /// Notes that nothing could be said of a snapshot; false once that was so too often.
+    fn is_unsure(&self, sid: SnapshotRowId, cursor: Cursor) -> bool {
+        let mut unsure = self.unsure.lock().unwrap_or_else(PoisonError::into_inner);
+        let looks = unsure.get(&sid).map_or(0, |last| last.looks) + 1;
+        let pause = RETRY.saturating_mul(1 << looks.min(LOOKS)).min(LONGEST);
+        unsure.insert(sid, Unsure { cursor, looks, again: Instant::now() + pause });
+        looks < LOOKS
     }
 }
 
@@ -133,6 +182,8 @@ enum Settled {
     Obsolete,
     /// Something it needs is not here yet.
     Waits,
+    /// Whether it is right shows only once more was taken in.
+    Unsure,
     /// It is not what it claims to be.
     Refused(String),
 }
@@ -183,8 +234,7 @@ async fn tidy(folder: &Arc<Folder>) -> Result<(), StoreError> {
         waiting(&txn.reader(), fid, &group)
     };
     let waiting = folder.store().write(0, work).await?;
-    let lacks = waiting.iter().any(|(.., lacks)| *lacks);
-    if lacks {
+    if waiting.iter().any(|(.., lacks)| *lacks) {
         folder.snapshots.set_awaits(true);
     }
     make_due(folder, 1).await?;
@@ -225,7 +275,8 @@ fn complete(
     Ok(())
 }
 
-/// The snapshots that were told and are not complete, and whether the log lacks some of what each covers.
+/// The snapshots that were told and are not complete, and whether each can be taken in and the log lacks some of what it
+/// covers.
 fn waiting(
     reader: &Reader<'_>,
     fid: FolderRowId,
@@ -240,8 +291,13 @@ fn waiting(
     Ok(waiting)
 }
 
-/// Whether the log lacks some of what a snapshot covers.
+/// Whether the log lacks some of what a snapshot covers, of feeds that are all known to go so far.
 pub(crate) fn lacks(reader: &Reader<'_>, group: &GroupId, snapshot: &Snapshot) -> Result<bool, StoreError> {
+    for (author, number) in &snapshot.covered {
+        if !reader.reaches(group, author, *number)? {
+            return Ok(false);
+        }
+    }
     for (author, number) in &snapshot.covered {
         if reader.lacks_until(group, author, *number)? {
             return Ok(true);
@@ -262,16 +318,33 @@ pub(crate) fn coverage(covered: impl IntoIterator<Item = (AuthorId, Number)>) ->
 /// Does what can be done now; whether something is left for later.
 async fn step(folder: &Arc<Folder>) -> Result<bool, StoreError> {
     let (fid, group) = (folder.fid, folder.group.id);
-    let mut told = folder.store().read(move |reader| waiting(reader, fid, &group)).await?;
+    let look = move |reader: &Reader<'_>| {
+        let cursor = reader.folders()?.into_iter().find(|row| row.fid == fid).map(|row| row.cursor);
+        Ok((waiting(reader, fid, &group)?, cursor.unwrap_or_default()))
+    };
+    let (mut told, cursor) = folder.store().read(look).await?;
     let weight = |snapshot: &Snapshot| snapshot.covered.iter().map(|(_, number)| u128::from(number.0)).sum::<u128>();
     // one that was begun comes first, then what says most
     told.sort_by_key(|(row, snapshot, _)| (row.taken.is_none(), std::cmp::Reverse(weight(snapshot)), row.sid));
-    let (mut left, mut lacking) = (false, false);
+    let (mut left, mut lacking) = (false, HashSet::new());
     for (row, snapshot, lacks) in told {
-        let sid = row.sid;
-        match settle(folder, row, snapshot).await? {
+        let (sid, by) = (row.sid, row.entry.map(|(author, _)| author));
+        if !folder.snapshots.is_to_be_looked_at(sid, cursor) {
+            left = true;
+            continue;
+        }
+        let settled = match settle(folder, row, snapshot).await? {
+            Settled::Unsure if !folder.snapshots.is_unsure(sid, cursor) => {
+                Settled::Refused("a snapshot has seen what never came".to_owned())
+            }
+            settled => settled,
+        };
+        match settled {
             Settled::Complete => {
                 folder.snapshots.set_problem(None);
+                if let Some(by) = &by {
+                    folder.snapshots.waited.lock().unwrap_or_else(PoisonError::into_inner).remove(by);
+                }
                 trim(folder).await?;
                 folder.changed();
             }
@@ -281,8 +354,9 @@ async fn step(folder: &Arc<Folder>) -> Result<bool, StoreError> {
             }
             Settled::Waits => {
                 left = true;
-                lacking |= lacks;
+                lacking.extend(by.filter(|_| lacks));
             }
+            Settled::Unsure => left = true,
             Settled::Refused(reason) => {
                 tracing::warn!(folder = %folder.name, %reason, "snapshot is not believed");
                 folder.group.count_refused(1);
@@ -293,7 +367,7 @@ async fn step(folder: &Arc<Folder>) -> Result<bool, StoreError> {
             }
         }
     }
-    if folder.snapshots.set_awaits(lacking && folder.snapshots.is_patient()) {
+    if folder.snapshots.go_on_waiting(&lacking) {
         folder.wake();
         folder.changed();
     }

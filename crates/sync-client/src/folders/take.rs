@@ -116,8 +116,8 @@ pub(crate) async fn take_in(folder: &Arc<Folder>) -> Result<(), StoreError> {
 struct Put {
     /// Something is to be done on disk.
     news: bool,
-    /// A snapshot came; true if the log lacks some of what it covers.
-    snapshot: Option<bool>,
+    /// Whose snapshot came that covers what the log lacks.
+    awaited: Option<AuthorId>,
     before: Since,
     since: Since,
     live: u64,
@@ -159,7 +159,7 @@ async fn put(folder: &Arc<Folder>, batches: Vec<Placed>, reached: Cursor) -> Res
                     txn.note_taken(fid, &group, &by, number, 0)?;
                     if note_snapshot(txn, fid, &group, (by, number), &snapshot, &covered)? {
                         let lacks = snapshots::lacks(&txn.reader(), &group, &snapshot)?;
-                        put.snapshot = Some(lacks || put.snapshot == Some(true));
+                        put.awaited = Some(by).filter(|_| lacks).or(put.awaited);
                     }
                 }
             }
@@ -171,7 +171,7 @@ async fn put(folder: &Arc<Folder>, batches: Vec<Placed>, reached: Cursor) -> Res
     };
     let put = folder.store().write(bytes, work).await?;
     folder.snapshots.note(put.before, put.since, put.live, put.own);
-    folder.snapshots.wake(put.snapshot == Some(true));
+    folder.snapshots.wake(put.awaited);
     if put.news {
         folder.wake();
         folder.changed();

@@ -382,7 +382,11 @@ impl Hostile {
 
     /// Sends an entry in a session of its own: whoever is connected and gives out no chunks only costs time.
     async fn send(&mut self, kind: u16, body: &[u8]) {
-        let plain = sync_crypto::content::encode(&folder_stream(&self.folder), kind, body).expect("fits");
+        self.send_for(self.folder, kind, body).await;
+    }
+
+    async fn send_for(&mut self, folder: FolderId, kind: u16, body: &[u8]) {
+        let plain = sync_crypto::content::encode(&folder_stream(&folder), kind, body).expect("fits");
         let previous = self.sent.last().map_or(EnvelopeHash::NONE, |bytes| hash_of(bytes));
         let number = self.sent.len() as u64 + 1;
         let entry = self.mallory.seal(self.mallory.header(number, previous), &plain);
@@ -422,6 +426,18 @@ impl Hostile {
         self.unharmed(what).await;
         let status = self.a.folders().await.expect("folders").into_iter().next().expect("one");
         assert!(status.problems.iter().any(|problem| problem.problem.contains("snapshot")), "{what}: {status:?}");
+    }
+
+    /// Tells of a snapshot that is believed: so many entries go.
+    async fn believed(&mut self, snapshot: &Snapshot, dropped: u64) {
+        self.tell(snapshot).await;
+        let start = Instant::now();
+        while self.log().await.dropped != dropped {
+            assert!(start.elapsed() < PATIENCE, "{:?}", self.a.folders().await);
+            tokio::time::sleep(LOOK).await;
+        }
+        let status = self.a.folders().await.expect("folders").into_iter().next().expect("one");
+        assert!(!status.problems.iter().any(|problem| problem.problem.contains("snapshot")), "{status:?}");
     }
 
     async fn unharmed(&self, what: &str) {
@@ -514,12 +530,35 @@ async fn a_snapshot_that_lies_is_refused_and_nothing_is_dropped_for_it() {
 
     // that none of it was refused for another reason: the same without a lie is believed
     let honest = hostile.snapshot(&items);
-    hostile.tell(&honest).await;
-    let start = Instant::now();
-    while hostile.log().await.dropped != 1 {
-        assert!(start.elapsed() < PATIENCE, "{:?}", hostile.a.folders().await);
-        tokio::time::sleep(LOOK).await;
+    hostile.believed(&honest, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_names_what_is_not_the_folders_is_refused_and_does_not_pass_for_what_lacks() {
+    let mut hostile = Hostile::new().await;
+    let batch = |n| RecordBatch { records: vec![hostile.record(n)] }.encode();
+    let (other, third) = (batch(9), batch(4));
+    hostile.send_for(FolderId([9; 16]), KIND_RECORDS, &other).await;
+    hostile.send(KIND_RECORDS, &third).await;
+    let range = |hostile: &Hostile, first, last| {
+        (Range { first: Number(first), last: Number(last) }, hash_of(&hostile.sent[usize::try_from(last).expect("few") - 1]))
+    };
+    let covering = |hostile: &Hostile, ranges| Item::Covered { author: hostile.author(), ranges };
+    let rows: Vec<Item> = [1, 2, 4].map(|n| hostile.row(n)).into();
+    let said = |hostile: &Hostile, covered: Item, rows: &[Item]| {
+        let end = Item::End { rows: rows.len() as u64 };
+        let items: Vec<Item> = [covered].into_iter().chain(rows.iter().cloned()).chain([end]).collect();
+        Snapshot { covered: vec![(hostile.author(), Number(4))], ..hostile.snapshot(&items) }
+    };
+    // with it a file is left out, or everything is said as it is
+    let all = covering(&hostile, vec![range(&hostile, 1, 4)]);
+    for rows in [&rows[1..], &rows[..]] {
+        let lie = said(&hostile, all.clone(), rows);
+        hostile.refused("another folder's entry is covered", &lie).await;
     }
-    let status = hostile.a.folders().await.expect("folders").into_iter().next().expect("one");
-    assert!(!status.problems.iter().any(|problem| problem.problem.contains("snapshot")), "{status:?}");
+    let own = covering(&hostile, vec![range(&hostile, 1, 2), range(&hostile, 4, 4)]);
+    let left_out = said(&hostile, own.clone(), &rows[1..]);
+    hostile.refused("a file is left out", &left_out).await;
+    let honest = said(&hostile, own, &rows);
+    hostile.believed(&honest, 2).await;
 }

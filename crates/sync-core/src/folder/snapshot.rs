@@ -128,7 +128,8 @@ pub fn compare(row: &Versions, snapshot: Option<&Versions>, covered: &Coverage) 
         let mut later = row.maximal().iter().filter(|version| !covered.contains(version.dot));
         later.any(|version| version.vector.contains(said.dot))
     };
-    let outdated = |version: &Version| covered.contains(version.dot) && !row.maximal().contains(version) && !comes(version);
+    let outdated =
+        |version: &Version| covered.contains(version.dot) && !row.maximal().contains(version) && !comes(version);
     let outweighs = snapshot.is_some_and(|said| said.heaviest().is_some() && said.heaviest() != row.heaviest());
     if said.iter().filter(is_live).any(outdated) || outweighs {
         let all_covered = row.reached().all(|dot| covered.contains(dot));

@@ -122,8 +122,8 @@ impl<'c> Reader<'c> {
     /// Entries for a peer: what a selection wants after a cursor; for one that reads along, without what came from it
     /// (`not_from`), and with both branches of a fork.
     ///
-    /// Among everything are all operations, also those under numbers that the peer says it holds: it may hold another
-    /// branch there, and would refuse whom they admit.
+    /// Among everything are all operations and rotations, also under numbers that the peer says it holds: it may hold another
+    /// branch there, and would refuse whom they admit, or have been told that a snapshot covers them.
     pub fn read_after(
         &self,
         group: &GroupId,
@@ -137,7 +137,7 @@ impl<'c> Reader<'c> {
         let scan = self.scan(self.gid(group)?, after, limits, sql, |row| {
             let Meta { author, number, class, source, forked, .. } = row;
             // of a fork that showed after the peer said what it holds, it may hold either branch
-            let branch = (not_from.is_some() && *forked) || (everything && *class == Class::Membership);
+            let branch = (not_from.is_some() && *forked) || (everything && *class != Class::Sealed);
             let wanted = selection.wanted(author, *number, *class);
             (not_from.is_none() || *source != not_from)
                 && (wanted || (branch && selection.allows(author, *number, *class)))

@@ -46,7 +46,7 @@ pub(super) fn compare(
             let path = path.map(|path| path.to_string()).unwrap_or_default();
             Ok(Settled::Refused(format!("a snapshot does not say of {path} what the log says, and is not used")))
         }
-        (Comparison::Unknown, _) => Ok(Settled::Waits),
+        (Comparison::Unknown, _) => Ok(Settled::Unsure),
         (Comparison::Same, _) => {
             let (fid, group, covered) = (folder.fid, folder.group.id, snapshot.covered.clone());
             let complete = move |txn: &mut Txn<'_>| complete(txn, fid, sid, &group, &covered, true);

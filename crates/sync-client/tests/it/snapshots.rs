@@ -541,7 +541,10 @@ async fn a_snapshot_that_names_what_is_not_the_folders_is_refused_and_does_not_p
     hostile.send_for(FolderId([9; 16]), KIND_RECORDS, &other).await;
     hostile.send(KIND_RECORDS, &third).await;
     let range = |hostile: &Hostile, first, last| {
-        (Range { first: Number(first), last: Number(last) }, hash_of(&hostile.sent[usize::try_from(last).expect("few") - 1]))
+        (
+            Range { first: Number(first), last: Number(last) },
+            hash_of(&hostile.sent[usize::try_from(last).expect("few") - 1]),
+        )
     };
     let covering = |hostile: &Hostile, ranges| Item::Covered { author: hostile.author(), ranges };
     let rows: Vec<Item> = [1, 2, 4].map(|n| hostile.row(n)).into();

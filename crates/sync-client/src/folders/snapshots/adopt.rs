@@ -19,6 +19,8 @@ use super::{Settled, complete, coverage};
 
 /// Rows compared or taken in at once.
 const PAGE: usize = 1024;
+/// Bytes of rows, as they are encoded, taken in at once: a row may have a megabyte.
+const PAGE_BYTES: usize = 4 << 20;
 /// Ranges of entries that count as taken in from one commit on.
 const RANGES: usize = 4096;
 
@@ -67,7 +69,7 @@ fn compare_all(
     let mut verdict = Comparison::Same;
     loop {
         let said = next_row(&mut items, reader)?;
-        let key = said.as_ref().map(|(path, _)| path.key());
+        let key = said.as_ref().map(|(path, ..)| path.key());
         // rows that the snapshot does not name
         while let Some(row) = index.peek(reader)?.filter(|row| key.as_ref().is_none_or(|key| row.key < *key)) {
             let path = TreePath::from_key(&row.key);
@@ -78,7 +80,7 @@ fn compare_all(
             }
             index.page.pop_front();
         }
-        let Some((path, said)) = said else { return Ok((verdict, None)) };
+        let Some((path, said, _)) = said else { return Ok((verdict, None)) };
         let here = index.peek(reader)?.filter(|row| Some(&row.key) == key.as_ref());
         let versions = rows::versions(here)?;
         if here.is_some() {
@@ -111,13 +113,14 @@ impl Index {
     }
 }
 
-/// The next row of a content that was looked through.
-fn next_row(items: &mut Stream<'_>, reader: &Reader<'_>) -> Result<Option<(TreePath, Versions)>, StoreError> {
+/// The next row of a content that was looked through, and how many bytes it has there.
+fn next_row(items: &mut Stream<'_>, reader: &Reader<'_>) -> Result<Option<(TreePath, Versions, usize)>, StoreError> {
     loop {
         match next(items, reader)? {
             Some(Item::Row { path, versions }) => {
+                let bytes = versions.len();
                 let versions = row(&path, &versions).map_err(|reason| StoreError::Corrupt(reason.into()))?;
-                return Ok(Some((path, versions)));
+                return Ok(Some((path, versions, bytes)));
             }
             Some(_) => {}
             None => return Ok(None),
@@ -195,22 +198,24 @@ fn adopt_rows(
     let sid = begun.sid;
     let mut after = begun.taken.clone().filter(|key| !key.is_empty());
     let mut items = Stream::new(folder, content);
-    let mut said: Vec<(Vec<u8>, TreePath, Versions)> = Vec::new();
+    let mut said: Vec<Said> = Vec::new();
     let mut ended = false;
     loop {
-        while said.len() < PAGE && !ended {
-            let room = PAGE - said.len();
-            let page = folder.store().read_here(|reader| {
-                let mut page = Vec::new();
-                while page.len() < room {
-                    let Some((path, versions)) = next_row(&mut items, reader)? else { break };
-                    page.push((path.key(), path, versions));
+        let mut held: usize = said.iter().map(|row| row.bytes).sum();
+        folder.store().read_here(|reader| {
+            while said.len() < PAGE && held < PAGE_BYTES && !ended && !folder.cancel.is_cancelled() {
+                let Some((path, versions, bytes)) = next_row(&mut items, reader)? else {
+                    ended = true;
+                    break;
+                };
+                let key = path.key();
+                if after.as_ref().is_none_or(|after| key > *after) {
+                    held += bytes;
+                    said.push(Said { key, versions, bytes });
                 }
-                Ok(page)
-            })?;
-            ended = page.len() < room;
-            said.extend(page.into_iter().filter(|(key, ..)| after.as_ref().is_none_or(|after| key > after)));
-        }
+            }
+            Ok(())
+        })?;
         if folder.cancel.is_cancelled() {
             return Err(StoreError::Closed);
         }
@@ -218,26 +223,34 @@ fn adopt_rows(
             place: folder.place(),
             group: folder.group.id,
             after: after.clone(),
-            said: said.clone(),
+            said,
             is_last: ended,
             covered: covered.clone(),
         };
         let work = move |txn: &mut Txn<'_>| {
-            let (reached, news) = page.take_in(txn)?;
+            let (reached, news, rest) = page.take_in(txn)?;
             if let Some(reached) = &reached {
                 txn.set_snapshot_taken(sid, reached)?;
             }
-            Ok((reached, news))
+            Ok((reached, news, rest))
         };
-        let (reached, news) = handle.block_on(folder.store().write(PAGE * 256, work))?;
+        let (reached, news, rest) = handle.block_on(folder.store().write(PAGE * 256 + held, work))?;
+        said = rest;
         if news {
             folder.wake();
             folder.changed();
         }
         let Some(reached) = reached else { return Ok(()) };
-        said.retain(|(key, ..)| *key > reached);
         after = Some(reached);
     }
+}
+
+/// What a snapshot says of a path.
+struct Said {
+    key: Vec<u8>,
+    versions: Versions,
+    /// What it takes in the snapshot.
+    bytes: usize,
 }
 
 /// Rows of a snapshot, to be taken in beside those of the index.
@@ -245,20 +258,20 @@ struct Page {
     place: Place,
     group: GroupId,
     after: Option<Vec<u8>>,
-    said: Vec<(Vec<u8>, TreePath, Versions)>,
+    said: Vec<Said>,
     /// No rows of the snapshot follow.
     is_last: bool,
     covered: Coverage,
 }
 
 impl Page {
-    /// Takes in what can be; the key up to which that is so, none if it is the end, and whether something is to be done on
-    /// disk.
-    fn take_in(self, txn: &mut Txn<'_>) -> Result<(Option<Vec<u8>>, bool), StoreError> {
+    /// Takes in what can be; the key up to which that is so, none if it is the end, whether something is to be done on disk,
+    /// and what is left.
+    fn take_in(self, txn: &mut Txn<'_>) -> Result<(Option<Vec<u8>>, bool, Vec<Said>), StoreError> {
         let rows = txn.reader().files_after(self.place.fid, self.after.as_deref(), PAGE)?;
         // what lies behind the end of either page is not known yet
         let of_rows = rows.last().filter(|_| rows.len() == PAGE).map(|row| row.key.clone());
-        let of_said = self.said.last().filter(|_| !self.is_last).map(|(key, ..)| key.clone());
+        let of_said = self.said.last().filter(|_| !self.is_last).map(|row| row.key.clone());
         let reached = match (of_rows, of_said) {
             (Some(rows), Some(said)) => Some(rows.min(said)),
             (rows, said) => rows.or(said),
@@ -268,7 +281,8 @@ impl Page {
         for row in rows.into_iter().filter(|row| within(&row.key)) {
             both.insert(row.key.clone(), (Some(row), None));
         }
-        for (key, _, versions) in self.said.into_iter().filter(|(key, ..)| within(key)) {
+        let (said, rest): (Vec<Said>, Vec<Said>) = self.said.into_iter().partition(|row| within(&row.key));
+        for Said { key, versions, .. } in said {
             both.entry(key).or_default().1 = Some(versions);
         }
         let mut news = false;
@@ -293,6 +307,6 @@ impl Page {
             let Some(path) = TreePath::from_key(&key).filter(|_| changed) else { continue };
             news |= index::put_versions(txn, &self.place, &path, row.as_ref(), &versions, &mut directories)?;
         }
-        Ok((reached, news))
+        Ok((reached, news, rest))
     }
 }

@@ -32,8 +32,8 @@ const MIB: usize = 1 << 20;
 const SERVE: [&str; 3] = ["run", "--json", "--until-eof"];
 
 const VERBS: [&str; 23] = [
-    "init", "share", "join", "invite", "run", "status", "folders", "devices", "pause", "resume", "rescan", "leave", "relay",
-    "confirm", "undo", "versions", "restore", "up", "down", "unit", "pair", "push", "pull",
+    "init", "share", "join", "invite", "run", "status", "folders", "devices", "pause", "resume", "rescan", "leave",
+    "relay", "confirm", "undo", "versions", "restore", "up", "down", "unit", "pair", "push", "pull",
 ];
 
 // ---- the manual ----
@@ -1026,7 +1026,11 @@ fn what_sync_replaced_can_be_listed_and_restored() {
     anna.ran(&["restore", &text(&mine)]).success();
     equal(&here, &there);
     assert!(bens.exists());
-    assert!(anna.ran(&["restore", &format!("{}@9999999999999999", text(&mine))]).fails(2).contains("no version 9999999999999999"));
+    assert!(
+        anna.ran(&["restore", &format!("{}@9999999999999999", text(&mine))])
+            .fails(2)
+            .contains("no version 9999999999999999")
+    );
     assert!(anna.ran(&["versions", "/etc/passwd"]).fails(2).contains("in no folder"));
     assert!(ben.ran(&["versions", &text(&there.join("never"))]).success().contains("nothing is kept"));
 }

@@ -728,7 +728,8 @@ mod tests {
     #[test]
     fn what_is_kept_of_a_path_travels_in_these_bytes() {
         let ask = ChunkFrame::AskKept { folder: FolderId([4; 16]), path: path("a/b") };
-        expect_test::expect!["9363c41004040404040404040404040404040404a3612f62"].assert_eq(&data_encoding::HEXLOWER.encode(&ask.encode()));
+        expect_test::expect!["9363c41004040404040404040404040404040404a3612f62"]
+            .assert_eq(&data_encoding::HEXLOWER.encode(&ask.encode()));
         expect_test::expect!["9264929409950205c420060606060606060606060606060606060606060606060606060606060606060600c400cd01a40194089502ce000493e0c420060606060606060606060606060606060606060606060606060606060606060601c4280707070707070707070707070707070707070707070707070707070707070707e09304000000000000cffffffffffffffffe"].assert_eq(&data_encoding::HEXLOWER.encode(&kept().encode()));
         let mut directory = Writer::array_of(2);
         directory.uint(0x64).array(1).array(4).uint(1);

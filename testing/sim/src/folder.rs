@@ -279,10 +279,8 @@ impl Folder {
     ) -> Result<bool, StoreError> {
         let is_job = self.operations.front().is_some_and(Job::is_one);
         let mut some = Vec::new();
-        while some.len() < most
-            && let Some(operation) = self.operations.pop_front_if(|next| Job::is_one(next) == is_job)
-        {
-            some.push(operation);
+        while some.len() < most && self.operations.front().is_some_and(|next| Job::is_one(next) == is_job) {
+            some.extend(self.operations.pop_front());
         }
         self.notes.extend(some.iter().map(|operation| format!("{operation:?}")));
         let mut executor = std::mem::take(&mut self.executor);

@@ -264,10 +264,14 @@ struct Page {
     covered: Coverage,
 }
 
+/// The key up to which a page was taken in, none if it is the end; whether something is to be done on disk; and the rows
+/// that are left.
+type TakenIn = (Option<Vec<u8>>, bool, Vec<Said>);
+
 impl Page {
     /// Takes in what can be; the key up to which that is so, none if it is the end, whether something is to be done on disk,
     /// and what is left.
-    fn take_in(self, txn: &mut Txn<'_>) -> Result<(Option<Vec<u8>>, bool, Vec<Said>), StoreError> {
+    fn take_in(self, txn: &mut Txn<'_>) -> Result<TakenIn, StoreError> {
         let rows = txn.reader().files_after(self.place.fid, self.after.as_deref(), PAGE)?;
         // what lies behind the end of either page is not known yet
         let of_rows = rows.last().filter(|_| rows.len() == PAGE).map(|row| row.key.clone());

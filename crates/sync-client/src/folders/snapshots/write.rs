@@ -75,7 +75,10 @@ fn covered(reader: &Reader<'_>, folder: &Folder) -> Result<Option<Vec<(AuthorId,
     for author in reader.taken_authors(fid)? {
         let whole = reader.whole_until(&group, &author)?;
         let Some(last) = reader.last_taken(fid, &group, &author, whole)? else { continue };
-        covered.push((author, last));
+        // the hash at the end is said, and is not known of a feed that forked amid what was dropped
+        if !reader.hashes_at(&group, &author, last)?.is_empty() {
+            covered.push((author, last));
+        }
     }
     // one that covers less than the last would be of use to nobody
     let before = coverage(reader.covered(fid)?);

@@ -6,14 +6,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use sync_core::Membership;
+use sync_core::folder::Reissue;
 use sync_core::session::{Effect, Reply};
 use sync_crypto::{AuthorSecret, EpochSecret, HomeKey};
 use sync_store::{
     Appended, Content, GroupRow, Ingested, Limits, NewEntry, Peer, PeerNote, Renewal, SealEntries, SealError, Store,
     StoreError, Txn,
 };
+use sync_types::folder::KIND_RECORDS;
 use sync_types::{
-    AuthorId, BlobId, Class, Cursor, DeviceId, Envelope, EpochId, GroupId, MemberId, ReplicaId, Timestamp,
+    AuthorId, BlobId, Class, Cursor, DeviceId, Envelope, EpochId, GroupId, MemberId, Number, ReplicaId, Timestamp,
 };
 use tokio::sync::{broadcast, watch};
 
@@ -22,6 +24,7 @@ use crate::device::Inner;
 use crate::error::ClientError;
 use crate::event::{EVENT_BACKLOG, Event};
 use crate::exec::{self, Arrival, Pull};
+use crate::folders;
 use crate::keys::{Author, GroupKeys, KIND_BLOB, SharedRng, UnsealError, draw, succession, with_rng};
 use crate::peers::Peers;
 use crate::relays::Relays;
@@ -488,13 +491,15 @@ impl Group {
             .store
             .write(succession.len(), move |txn| {
                 sealed.put(txn)?;
-                let reopen = |bytes: &[u8]| reopen(&read(&keys), &digest_key, bytes);
+                let reopen = |bytes: &[u8], lowest| reopen(&read(&keys), &digest_key, bytes, lowest);
                 let renewal = Renewal {
                     succession: &succession,
                     sealer: &*sealer,
                     reopen: if reissue { Some(&reopen) } else { None },
                 };
-                txn.renew_author(&id, &renewal)
+                let renewed = txn.renew_author(&id, &renewal)?;
+                reissued(txn, &id, &renewed)?;
+                Ok(renewed)
             })
             .await?;
         tracing::info!(reissued = renewed.reissued.len(), "went on under a new author");
@@ -559,13 +564,24 @@ impl Group {
 const MAX_RENEWALS: usize = 3;
 
 /// Opens an own envelope to issue it again; what cannot be opened stays where it is.
-pub fn reopen(keys: &GroupKeys, digest_key: &[u8; 32], bytes: &[u8]) -> Result<Option<NewEntry>, SealError> {
+///
+/// `lowest` is the lowest number that leaves the feed: records of folders claim no more to have seen what stood there.
+pub fn reopen(
+    keys: &GroupKeys,
+    digest_key: &[u8; 32],
+    bytes: &[u8],
+    lowest: Number,
+) -> Result<Option<NewEntry>, SealError> {
     let envelope = Envelope::parse(bytes).map_err(SealError::new)?;
     let header = &envelope.header;
     let content = match header.class {
         Class::Sealed => match keys.unseal(&envelope) {
             Ok(opened) => {
-                Content::Sealed { kind: opened.kind, stream: opened.stream.clone(), body: opened.body.clone() }
+                let body = match opened.kind {
+                    KIND_RECORDS => folders::index::reissue_body(&opened.body, header.sender, lowest),
+                    _ => opened.body.clone(),
+                };
+                Content::Sealed { kind: opened.kind, stream: opened.stream.clone(), body }
             }
             Err(_) => return Ok(None),
         },
@@ -574,6 +590,13 @@ pub fn reopen(keys: &GroupKeys, digest_key: &[u8; 32], bytes: &[u8]) -> Result<O
     };
     let digest = content.digest(digest_key);
     Ok(Some(NewEntry { blob_id: header.blob_id, timestamp: header.timestamp, content, digest }))
+}
+
+/// Has folders know of what was issued again, in the transaction that did so.
+pub fn reissued(txn: &mut Txn<'_>, group: &GroupId, renewed: &sync_store::Renewed) -> Result<(), StoreError> {
+    let (Some((old, lowest)), Some((_, first))) = (renewed.left, renewed.reissued.first()) else { return Ok(()) };
+    let reissue = Reissue { old, lowest, new: first.author, numbers: renewed.numbers.clone() };
+    folders::index::reissued(txn, group, &reissue)
 }
 
 /// A sealed secret on its way into a transaction.

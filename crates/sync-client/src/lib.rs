@@ -61,7 +61,7 @@ pub use config::{Bind, Config, Network};
 pub use device::Device;
 pub use error::ClientError;
 pub use event::{EVENT_BACKLOG, Event, Subscription};
-pub use group::reopen;
+pub use group::{reissued, reopen};
 pub use pairing::{Invitation, InviteOutcome, JoinProgress};
 pub use relays::HomeRelay;
 pub use status::{Fork, Gap, PeerStatus, RelayStatus, Status, SyncState};

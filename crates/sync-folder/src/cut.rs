@@ -609,6 +609,8 @@ mod tests {
             at += chunk.len;
         }
         assert_eq!(at, bytes.len() as u64);
+        let at_hand = Cutter::new(chunker, SEED).expect("a cutter").cut_bytes(bytes).expect("cut");
+        assert_eq!(at_hand, (cut.content.clone(), cut.list.clone()), "what is at hand is cut as a file is");
         cut
     }
 

@@ -249,7 +249,7 @@ pub fn draw(seed: u64, steps: usize) -> Recording {
     };
     // folders are drawn apart, so that what is about logs stays as it is drawn
     let folders = chance(&mut derive(seed, "with folders"), 60);
-    let weights = if folders { Weights { folders: 1 + below(rng, 3), rollback: 0, ..weights } } else { weights };
+    let weights = if folders { Weights { folders: 1 + below(rng, 3), ..weights } } else { weights };
     let mut draw = Draw { rng, replicas, weights };
     let steps = (0..steps as u64).map(|id| draw.step(id)).collect();
     Recording { seed, replicas, joined, liar, folders, steps, broke: None }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use rand_chacha::ChaCha20Rng;
 use sync_client::exec::{self, Arrival, Pull};
 use sync_client::keys::{Author, GroupKeys, SharedRng, succession};
-use sync_client::reopen;
+use sync_client::{reissued, reopen};
 use sync_core::epochs::open_rotations;
 use sync_core::session::{Effect, Reply};
 use sync_core::{Membership, Refusal};
@@ -464,14 +464,16 @@ impl Running {
         let (group, keys) = (self.group, self.keys.clone());
         self.db.write(|txn| {
             put_author(txn, &secret)?;
-            let reopen =
-                |bytes: &[u8]| reopen(&keys.read().unwrap_or_else(PoisonError::into_inner), &DIGEST_KEY, bytes);
+            let reopen = |bytes: &[u8], lowest| {
+                reopen(&keys.read().unwrap_or_else(PoisonError::into_inner), &DIGEST_KEY, bytes, lowest)
+            };
             let renewal = Renewal {
                 succession: &succession,
                 sealer: &*author,
                 reopen: if reissue { Some(&reopen) } else { None },
             };
-            txn.renew_author(&group, &renewal)
+            let renewed = txn.renew_author(&group, &renewal)?;
+            reissued(txn, &group, &renewed)
         })?;
         self.author = author;
         Ok(())

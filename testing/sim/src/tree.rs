@@ -1004,3 +1004,71 @@ impl Files for Tree {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::derive;
+
+    fn path(text: &str) -> TreePath {
+        TreePath::new(text).expect("a path")
+    }
+
+    /// Contents at two paths after a crash, of a tree with a file that was replaced.
+    fn replaced(seed: u64, synced: bool) -> (Option<Vec<u8>>, BTreeSet<[u8; 32]>, [u8; 32]) {
+        let tree = Tree::new(seed, 0);
+        tree.edit(&Edit::Write { path: "a".to_owned(), size: 30, beside: false }, true);
+        let old = *blake3::hash(&tree.read(&path("a")).expect("a file")).as_bytes();
+        let before = tree.stat(&path("a")).expect("a file");
+        let ready = tree.receive(vec![7; 40], 0o644, 1).expect("a sound disk");
+        if synced {
+            tree.sync(std::slice::from_ref(&ready)).expect("a sound disk");
+        }
+        tree.place(&ready, &path("a"), Expected::This(before)).expect("a sound disk");
+        assert!(tree.is_unsynced(&path("a")));
+        if synced {
+            tree.sync_dirs().expect("a sound disk");
+            assert!(!tree.is_unsynced(&path("a")));
+        }
+        tree.cut_power();
+        tree.restart(Survive::Some, &mut derive(seed, "crash"));
+        (tree.read(&path("a")), tree.contents(), old)
+    }
+
+    #[test]
+    fn what_was_synced_is_there_after_a_crash() {
+        for seed in 0..20 {
+            let (there, contents, old) = replaced(seed, true);
+            assert_eq!(there, Some(vec![7; 40]));
+            assert!(contents.contains(&old), "what was replaced is kept");
+        }
+    }
+
+    #[test]
+    fn what_was_not_synced_may_be_gone_or_a_name_without_its_data() {
+        let after: Vec<_> = (0..40).map(|seed| replaced(seed, false)).collect();
+        assert!(after.iter().all(|(.., contents, old)| contents.contains(old)), "what was durable stays");
+        let new = |there: &Option<Vec<u8>>| *there == Some(vec![7; 40]);
+        let is_old =
+            |there: &Option<Vec<u8>>, old: &[u8; 32]| there.as_ref().is_some_and(|there| blake3::hash(there) == *old);
+        assert!(after.iter().any(|(there, ..)| new(there)));
+        assert!(after.iter().any(|(there, _, old)| is_old(there, old)));
+        assert!(after.iter().any(|(there, _, old)| there.is_some() && !new(there) && !is_old(there, old)));
+    }
+
+    #[test]
+    fn a_user_who_is_faster_is_not_overtaken() {
+        let tree = Tree::new(1, 0);
+        let edit = Edit::Write { path: "a".to_owned(), size: 30, beside: true };
+        tree.edit(&edit, true);
+        let before = tree.stat(&path("a")).expect("a file");
+        tree.set_now(1_000_000);
+        let ready = tree.receive(vec![7; 40], 0o644, 1).expect("a sound disk");
+        // after the look, before the exchange
+        tree.edit_later(1, edit);
+        let placed = tree.place(&ready, &path("a"), Expected::This(before));
+        assert!(matches!(placed, Err(ApplyError::Changed)), "{placed:?}");
+        assert_ne!(tree.read(&path("a")), Some(vec![7; 40]));
+        assert_eq!(tree.overlooked(), None);
+    }
+}

@@ -59,6 +59,11 @@ impl Settings {
     }
 }
 
+/// Which way a folder is synced, by its settings.
+pub(crate) fn direction(settings: &str) -> Direction {
+    serde_json::from_str::<Settings>(settings).unwrap_or_default().direction
+}
+
 /// What a folder is asked to do.
 pub(crate) enum Request {
     /// Walk all of it.

@@ -4,16 +4,16 @@
 //! What is told goes in two steps, the same for every teller: one builds the entry from what the index says, the other
 //! takes it in, in the transaction that appends it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::iter::successors;
 
 use sync_core::folder::snapshot::remembered;
-use sync_core::folder::{Action, Change, Disk, Seen, Version, Versions, basis, decide};
+use sync_core::folder::{Action, Change, Disk, Reissue, Seen, Version, Versions, basis, decide};
 use sync_folder::versions::Kept;
 use sync_folder::walk::{Kind, Stat};
-use sync_store::{Appended, Content, DiskState, FileRow, FolderRowId, NewKept, Reader, StoreError, Txn};
+use sync_store::{Appended, Content, DiskState, FileRow, FolderRow, FolderRowId, NewKept, Reader, StoreError, Txn};
 use sync_types::folder::{Chunks, Dot, FileContent, KIND_RECORDS, Node, Record, RecordBatch, TreePath, folder_stream};
-use sync_types::{AuthorId, Cursor, FolderId, Number, Timestamp};
+use sync_types::{AuthorId, Cursor, FolderId, GroupId, Number, Timestamp};
 
 use super::rows::{self, ChunkRow};
 use super::status::Direction;
@@ -130,6 +130,57 @@ fn look_above(txn: &mut Txn<'_>, place: &Place, path: &TreePath) -> Result<bool,
     let pending = differs(&txn.reader(), place, &key, &versions, row.disk.as_ref())?;
     txn.put_versions(place.fid, &key, &row.versions, row.live, row.size, pending)?;
     Ok(pending)
+}
+
+// ---- what was issued again ----
+
+/// Rows looked at together for what was issued again.
+const LOOKED_AT: usize = 1024;
+
+/// The body of an entry with records that is issued again: of its old author it has seen all that stays.
+#[must_use]
+pub fn reissue_body(body: &[u8], old: AuthorId, lowest: Number) -> Vec<u8> {
+    let Ok(RecordBatch { mut records }) = RecordBatch::decode(body) else { return body.to_vec() };
+    let reissue = Reissue { old, lowest, new: old, numbers: BTreeMap::new() };
+    for record in &mut records {
+        record.basis = reissue.basis(&record.basis);
+    }
+    RecordBatch { records }.encode()
+}
+
+/// Puts the new places of what was issued again into the indexes of a group's folders.
+///
+/// Without that this device would know versions that nobody else ever will.
+pub fn reissued(txn: &mut Txn<'_>, group: &GroupId, reissue: &Reissue) -> Result<(), StoreError> {
+    let folders = txn.reader().folders()?;
+    for FolderRow { fid, id, settings, .. } in folders.into_iter().filter(|row| row.group == *group) {
+        let way = super::engine::direction(&settings);
+        let place = Place { fid, id, way };
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page = txn.reader().files_after(fid, after.as_deref(), LOOKED_AT)?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.key.clone());
+            for row in page {
+                let before = rows::versions(Some(&row))?;
+                let seen = row.disk.as_ref().and_then(|disk| reissue.vector(&rows::decode_vector(&disk.vector)));
+                let again = before.reissued(reissue);
+                if seen.is_none() && again.is_none() {
+                    continue;
+                }
+                let versions = again.unwrap_or(before);
+                let disk = row.disk.map(|disk| match &seen {
+                    Some(seen) => DiskState { vector: rows::encode_vector(seen), ..disk },
+                    None => disk,
+                });
+                let pending = differs(&txn.reader(), &place, &row.key, &versions, disk.as_ref())?;
+                let (live, size) = extent(&versions);
+                txn.put_versions(fid, &row.key, &versions.encode(), live, size, pending)?;
+                txn.set_disk(row.file, disk.as_ref(), pending)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 // ---- what is to happen ----

@@ -21,7 +21,7 @@ pub use reconcile::{
     Action, Change, Direction, Disk, Displaced, Held, Operation, Over, Plan, Seen, basis, decide, plan, revert,
 };
 pub use snapshot::Coverage;
-pub use version::{Version, Versions};
+pub use version::{Reissue, Version, Versions};
 
 #[cfg(test)]
 mod tests;

@@ -1,11 +1,11 @@
 //! What the group says about one path: its maximal versions, and what they and all before them have seen.
 
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sync_types::bounds::{MAX_BATCH_AUTHORS, MAX_FEEDS, MAX_VECTOR};
 use sync_types::folder::{Dot, Node, Record, Vector, read_node, write_node};
-use sync_types::{AuthorId, FormatError, Reader, Writer};
+use sync_types::{AuthorId, FormatError, Number, Reader, Writer};
 
 /// Versions of one dot that are kept: a feed forks when a device was copied, which makes two; more is a feed that lies.
 pub const MAX_TWINS: usize = 4;
@@ -74,6 +74,67 @@ impl Version {
         writer.bins(&authors);
         write_version(&mut writer, self, &authors);
         writer.finish()
+    }
+}
+
+/// Entries that left their author's feed and were issued again under another: what was said by them is said by others now.
+///
+/// A database that was rolled back issues numbers again that are others' by then; what nobody holds of that leaves the
+/// feed. What was seen of those numbers was seen of other entries, and must not be claimed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reissue {
+    /// Whose feed they left.
+    pub old: AuthorId,
+    /// The lowest number that left it.
+    pub lowest: Number,
+    /// Who issued them again.
+    pub new: AuthorId,
+    /// The new number of each.
+    pub numbers: BTreeMap<Number, Number>,
+}
+
+impl Reissue {
+    /// Whether a version is one of theirs.
+    fn has(&self, dot: Dot) -> bool {
+        dot.author == self.old && dot.number() >= self.lowest
+    }
+
+    /// Up to where the old author's feed stays as it was.
+    fn kept(&self) -> Dot {
+        let count = Dot::new(self.old, self.lowest, 0).count.saturating_sub(1);
+        Dot { author: self.old, count }
+    }
+
+    /// The version that says it now.
+    fn renamed(&self, dot: Dot) -> Option<Dot> {
+        let index = u16::try_from(dot.count & u64::from(u16::MAX)).unwrap_or(u16::MAX);
+        let (old, new) = self.numbers.range(..=dot.number()).next_back()?;
+        Some(Dot::new(self.new, *new, if *old == dot.number() { index } else { u16::MAX }))
+    }
+
+    /// The basis of one of their records: of its old author it had seen all that came before.
+    #[must_use]
+    pub fn basis(&self, basis: &Vector) -> Vector {
+        bounded([self.kept()].into_iter().chain(basis.iter().filter(|dot| dot.author != self.old)))
+    }
+
+    /// What a vector has seen that named them; none if it did not.
+    #[must_use]
+    pub fn vector(&self, vector: &Vector) -> Option<Vector> {
+        let named = vector.iter().find(|dot| self.has(*dot))?;
+        let first = self.renamed(named).into_iter().chain([self.kept()]);
+        Some(bounded(first.chain(vector.iter().filter(|dot| dot.author != self.old))))
+    }
+
+    fn version(&self, version: &Version) -> Version {
+        match self.renamed(version.dot).filter(|_| self.has(version.dot)) {
+            Some(dot) => {
+                let others = self.basis(&version.vector);
+                let vector = bounded([dot].into_iter().chain(others.iter()));
+                Version { dot, vector, ..version.clone() }
+            }
+            None => version.clone(),
+        }
     }
 }
 
@@ -223,6 +284,21 @@ impl Versions {
     /// Everything that all of them are or have seen.
     pub(super) fn reached(&self) -> impl Iterator<Item = Dot> {
         self.maximal.iter().chain(&self.heaviest).flat_map(|version| version.vector.iter()).chain(self.seen.iter())
+    }
+
+    /// The same where entries were issued again; none if none of them said anything here.
+    #[must_use]
+    pub fn reissued(&self, reissue: &Reissue) -> Option<Self> {
+        let versions = || self.maximal.iter().chain(&self.heaviest);
+        if !versions().any(|version| reissue.has(version.dot)) && !self.seen.iter().any(|dot| reissue.has(dot)) {
+            return None;
+        }
+        let mut again = Self::default();
+        again.see(reissue.vector(&self.seen).unwrap_or_else(|| self.seen.clone()).iter());
+        versions().for_each(|version| {
+            again.insert(reissue.version(version));
+        });
+        Some(again)
     }
 
     /// The version that counts.
@@ -471,6 +547,33 @@ mod tests {
         let later = version(dot(2, 9), &[dot(2, 1)], 6);
         versions.insert(later.clone());
         assert_eq!(versions.maximal(), [later, other], "the larger sum");
+    }
+
+    #[test]
+    fn what_is_issued_again_is_known_as_others_will_know_it() {
+        let at = |n: u8, number: u64, index: u16| Dot::new(author(n), Number(number), index);
+        let reissue = Reissue {
+            old: author(1),
+            lowest: Number(5),
+            new: author(3),
+            numbers: [(Number(5), Number(2)), (Number(7), Number(3))].into(),
+        };
+        let (kept, mine) = (at(1, 4, 0), at(1, 5, 1));
+        let other = version(at(2, 9, 0), &[kept], 6);
+        let path = TreePath::new("a").expect("a path");
+        let basis: Vector = [mine, at(2, 8, 0)].into_iter().collect();
+        let record = Record { path, node: node(4), mode: 0o644, mtime: -5, basis };
+        let here =
+            row([&version(kept, &[], 3), &version(mine, &[kept], 5), &other, &Version::new(&record, at(1, 7, 0))]);
+        let told = Record { basis: reissue.basis(&record.basis), ..record };
+        assert!(!told.basis.contains(mine) && told.basis.contains(kept) && told.basis.contains(at(2, 8, 0)));
+        let first = version(at(3, 2, 1), &[at(1, 4, u16::MAX)], 5);
+        let there = row([&version(kept, &[], 3), &first, &other, &Version::new(&told, at(3, 3, 0))]);
+        let again = here.reissued(&reissue).expect("it said something here");
+        assert_eq!(again, there);
+        assert_eq!(again.reissued(&reissue), None);
+        let seen = reissue.vector(&here.maximal()[0].vector).or_else(|| reissue.vector(&here.maximal()[1].vector));
+        assert!(seen.is_some_and(|seen| seen.contains(at(3, 3, 0)) && !seen.contains(at(1, 5, 0))));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! A new author for this installation, and a new id for this database: after a copy, an import or a rollback.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{Connection, OptionalExtension};
 use sync_core::{Refusal, judge};
 use sync_types::{AuthorId, Check, Class, Cursor, EnvelopeHash, GroupId, Number, ReplicaId};
@@ -13,7 +15,10 @@ use crate::append::{NewEntry, SealEntries, SealError};
 use crate::error::StoreError;
 
 /// Opens an own envelope to issue it again; none leaves it where it is.
-pub type Reopen<'a> = dyn Fn(&[u8]) -> Result<Option<NewEntry>, SealError> + 'a;
+///
+/// The number is the lowest of those that are issued again, this one included: what it says of numbers from there on is
+/// said of entries that leave the feed.
+pub type Reopen<'a> = dyn Fn(&[u8], Number) -> Result<Option<NewEntry>, SealError> + 'a;
 
 /// How to go on under a new author.
 pub struct Renewal<'a> {
@@ -30,6 +35,10 @@ pub struct Renewal<'a> {
 pub struct Renewed {
     /// Entries issued again, with the cursor each had before.
     pub reissued: Vec<(Cursor, Appended)>,
+    /// Whose they were, and the lowest number that left that feed.
+    pub left: Option<(AuthorId, Number)>,
+    /// The new number of each.
+    pub numbers: BTreeMap<Number, Number>,
 }
 
 impl Txn<'_> {
@@ -40,11 +49,14 @@ impl Txn<'_> {
     pub fn renew_author(&mut self, group: &GroupId, renewal: &Renewal<'_>) -> Result<Renewed, StoreError> {
         let Some(old) = self.change(group)?.succeed(group, renewal)? else { return Ok(Renewed::default()) };
         let Some(reopen) = renewal.reopen else { return Ok(Renewed::default()) };
-        let (cursors, entries): (Vec<_>, Vec<_>) = self.change(group)?.take_out(old, reopen)?.into_iter().unzip();
+        let (taken, lowest) = self.change(group)?.take_out(old, reopen)?;
         // an operation may be among what was taken out
         self.forget(group);
+        let entries: Vec<NewEntry> = taken.iter().map(|(_, _, entry)| entry.clone()).collect();
         let appended = self.append(group, &entries, renewal.sealer)?;
-        Ok(Renewed { reissued: cursors.into_iter().zip(appended).collect() })
+        let numbers = taken.iter().zip(&appended).map(|((_, number, _), again)| (*number, again.number)).collect();
+        let reissued = taken.into_iter().zip(appended).map(|((cursor, ..), again)| (cursor, again)).collect();
+        Ok(Renewed { reissued, left: lowest.map(|lowest| (old, lowest)), numbers })
     }
 
     /// Draws a new id for this database, and forgets up to where peers were read: they will be asked from zero.
@@ -93,10 +105,10 @@ impl Change<'_> {
         Ok(Some(old))
     }
 
-    /// Takes what nobody acknowledged out of an author's feed, as entries to issue again.
-    fn take_out(self, author: AuthorId, reopen: &Reopen<'_>) -> Result<Vec<(Cursor, NewEntry)>, StoreError> {
+    /// Takes what nobody acknowledged out of an author's feed, as entries to issue again, with the lowest number of all.
+    fn take_out(self, author: AuthorId, reopen: &Reopen<'_>) -> Result<(Vec<Taken>, Option<Number>), StoreError> {
         let Change { conn, group, .. } = self;
-        let Some(feed) = group.feeds.get_mut(&author) else { return Ok(Vec::new()) };
+        let Some(feed) = group.feeds.get_mut(&author) else { return Ok((Vec::new(), None)) };
         let acked: i64 = conn
             .prepare_cached("SELECT coalesce(max(acked), 0) FROM peers WHERE gid = ?1")?
             .query_row([group.gid], |row| row.get(0))?;
@@ -116,8 +128,9 @@ impl Change<'_> {
         let (mut taken, mut lowest) = (Vec::new(), None);
         for (id, number) in unacked {
             let bytes: Vec<u8> = bytes_of.query_row([id], |row| row.get(0))?;
+            let so_far = lowest.unwrap_or(Number(unsigned(number)));
             // a snapshot of what is taken out says nothing any more
-            let again = if snapshots::take_out(conn, feed.row, number)? { None } else { Some(reopen(&bytes)?) };
+            let again = if snapshots::take_out(conn, feed.row, number)? { None } else { Some(reopen(&bytes, so_far)?) };
             if again.as_ref().is_some_and(Option::is_none) {
                 continue;
             }
@@ -127,15 +140,18 @@ impl Change<'_> {
                 feed.state.held.remove(number);
             }
             lowest = Some(lowest.map_or(number, |lowest: Number| lowest.min(number)));
-            taken.extend(again.flatten().map(|entry| (super::convert::cursor_of(id), entry)));
+            taken.extend(again.flatten().map(|entry| (super::convert::cursor_of(id), number, entry)));
         }
         if let Some(lowest) = lowest {
             rewrite(conn, feed)?;
             snapshots::uncover(conn, feed.row, lowest)?;
         }
-        Ok(taken)
+        Ok((taken, lowest))
     }
 }
+
+/// An entry that was taken out of a feed: its cursor and number, and what it held.
+type Taken = (Cursor, Number, NewEntry);
 
 /// Writes anew what a feed is after entries left it.
 fn rewrite(conn: &Connection, feed: &mut Feed) -> Result<(), StoreError> {

@@ -176,7 +176,7 @@ fn what_was_covered_in_a_database_that_went_back_is_issued_again() {
     // others have written 5 and 6 under this name
     let succession = succession(group, &alice, &new);
     let sealer = Writer { group, author: new.clone() };
-    let reopen = |bytes: &[u8]| {
+    let reopen = |bytes: &[u8], _: Number| {
         let envelope = sync_types::Envelope::parse(bytes).unwrap();
         Ok(Some(entry(envelope.header.blob_id, envelope.payload().to_vec())))
     };

@@ -369,37 +369,33 @@ impl State {
             Edit::Rename { from, to } => vec![from, to],
         };
         self.edited.extend(paths.iter().map(|path| (*path).to_owned()));
-        let lost = match edit {
-            Edit::Mode { .. } => Vec::new(),
-            _ => paths.last().map(|path| self.inodes_at(path)).unwrap_or_default(),
-        };
-        // what else holds the same may not be durable
-        let mut elsewhere = self.synced.clone();
-        let lost: Vec<[u8; 32]> = lost
-            .into_iter()
-            .filter_map(|ino| {
-                elsewhere.remove(&ino);
-                self.inodes.get(&ino).map(|inode| inode.hash)
-            })
-            .collect();
-        let elsewhere = Self::contents(&self.durable, &elsewhere);
+        let files = self.files();
         // a path that makes no sense any more is passed over
         let _ = self.try_edit(edit);
         let after = Self::contents(&self.names, &self.inodes);
         self.destroyed.extend(before.difference(&after));
-        self.destroyed.extend(lost.into_iter().filter(|content| !elsewhere.contains(content)));
+        // what else holds the same may not be durable
+        let there = self.files();
+        let lost = || files.iter().filter(|(ino, content)| there.get(ino) != Some(content));
+        let mut elsewhere = self.synced.clone();
+        elsewhere.retain(|ino, _| !lost().any(|(gone, _)| gone == ino));
+        let elsewhere = Self::contents(&self.durable, &elsewhere);
+        self.destroyed.extend(lost().map(|(_, content)| *content).filter(|content| !elsewhere.contains(content)));
     }
 
-    /// What is at a path and below it.
-    fn inodes_at(&self, path: &str) -> Vec<u64> {
-        let slot = TreePath::new(path).ok().and_then(|path| self.slot(&path).ok());
-        let mut found: Vec<u64> = slot.and_then(|slot| self.at(&slot)).into_iter().collect();
-        let mut next = 0;
-        while let Some(ino) = found.get(next).copied() {
-            found.extend(self.children(ino).into_iter().map(|(_, child)| child));
-            next += 1;
+    /// The content of each file below the root.
+    fn files(&self) -> BTreeMap<u64, [u8; 32]> {
+        let (mut files, mut dirs) = (BTreeMap::new(), vec![ROOT]);
+        while let Some(dir) = dirs.pop() {
+            for (_, ino) in self.children(dir) {
+                match self.inodes.get(&ino) {
+                    Some(inode) if inode.kind == Kind::Directory => dirs.push(ino),
+                    Some(inode) if inode.kind == Kind::File => drop(files.insert(ino, inode.hash)),
+                    _ => {}
+                }
+            }
         }
-        found
+        files
     }
 
     /// The slot of a path, its directories made; files in the way go.

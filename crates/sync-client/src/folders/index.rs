@@ -887,8 +887,12 @@ pub fn settle(
             Conflict::Aside(Aside { path, copy, loser, take, winner, .. }) => {
                 let basis = basis(&known(copy)?, None);
                 let [copy, won] = sync_core::folder::settle(path.clone(), take, copy.clone(), basis, &loser.version);
+                let still_wins = |now: &Version| now.node.is_same(&take.node);
                 let wins = !matches!(winner, Winner::Lost)
-                    && known(path)?.winner().is_some_and(|now| now.node.is_same(&take.node));
+                    && (known(path)?.winner().is_some_and(still_wins)
+                        // a directory that nobody told, and that is there for what is below it: untold, what it hid
+                        // would be back when that is gone
+                        || (take.node == Node::Directory && live_below(reader, place.fid, &path.key())?));
                 [Some(copy), wins.then_some(won)]
             }
             Conflict::Merged(Merged { path, take, stat, content, .. }) => {

@@ -124,17 +124,38 @@ pub(crate) async fn add(device: &Arc<Inner>, url: &str, group: Option<GroupId>) 
 /// Uses a relay no longer.
 pub(crate) async fn remove(device: &Arc<Inner>, url: &str, group: Option<GroupId>) -> Result<(), ClientError> {
     let url: RelayUrl = url.parse()?;
+    let proven = |group: &Arc<Group>| {
+        let used = group.relays.lock();
+        used.iter().find(|(known, _)| known.is_same_relay(&url)).and_then(|(_, used)| used.replica)
+    };
+    let replica = url.key().map(|key| blind_known_as(&key)).or_else(|| device.groups().values().find_map(proven));
     let removed = device.shared.store.write(0, move |txn| {
         let mut relays = read_list(&txn.reader(), group.as_ref())?;
         let before = relays.len();
         relays.retain(|known| !known.is_same_relay(&url));
         write_list(txn, group.as_ref(), &relays)?;
+        for row in txn.reader().groups()? {
+            let used = read_used(&txn.reader(), &row.id)?.iter().any(|used| used.is_same_relay(&url));
+            if let Some(replica) = replica.filter(|_| !used) {
+                // what only this relay holds waits to be handed over again
+                txn.forget_held(&row.id, &replica)?;
+            }
+        }
         Ok(relays.len() < before)
     });
     if !removed.await? {
         return Err(ClientError::UnknownRelay);
     }
     follow_all(device).await
+}
+
+/// Forgets what a relay acknowledged while it was being removed.
+async fn forget(group: &Group, replica: ReplicaId) {
+    let id = group.id;
+    if let Err(error) = group.store().write(0, move |txn| txn.forget_held(&id, &replica)).await {
+        tracing::warn!(%error, "relay could not be forgotten");
+    }
+    group.progress();
 }
 
 /// The relays that were added.
@@ -304,6 +325,10 @@ impl Task {
         let token = self.url.token().to_owned();
         let session = link::run_with_relay(&group, connection, &token, progress, &cancel);
         let (close, seen) = tokio::join!(session, self.watch(replica, reports, &cancel));
+        let removed = self.cancel.is_cancelled() && !self.device.closed().is_cancelled();
+        if removed {
+            forget(&group, replica).await;
+        }
         if let Some(name) = &seen.name {
             let (name, reason) = (name.clone(), close.text.clone());
             group.emit(Event::Disconnected { replica, name, reason });

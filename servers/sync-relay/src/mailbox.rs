@@ -24,6 +24,8 @@ use crate::relay::{HostError, Hosted, Relay, failed};
 const GREETING_WAIT: Duration = Duration::from_secs(10);
 /// Time for a member to exchange membership.
 const ESTABLISH_WAIT: Duration = Duration::from_secs(60);
+/// Answers being read for one channel: each may be a megabyte, and whoever asks on without end waits for them.
+const MAX_READING: usize = 4;
 /// Bytes of what a device shows first: a token of the greatest length.
 const MAX_GREETING: usize = 256 << 10;
 
@@ -163,10 +165,12 @@ impl Talk {
                 return Ok(());
             }
             tokio::select! {
-                frame = self.channel.recv(), if self.session.accepts_frames() => match frame? {
-                    Some((frame, bytes)) => self.take(frame, bytes).await?,
-                    None => return Ok(()),
-                },
+                frame = self.channel.recv(), if self.session.accepts_frames() && self.reading.len() < MAX_READING => {
+                    match frame? {
+                        Some((frame, bytes)) => self.take(frame, bytes).await?,
+                        None => return Ok(()),
+                    }
+                }
                 Some(reply) = self.storing.next() => self.session.handle_reply(reply),
                 Some(reply) = self.reading.next() => {
                     if let Some(reply) = reply {

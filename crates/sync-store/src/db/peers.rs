@@ -97,6 +97,15 @@ impl Txn<'_> {
         Ok(())
     }
 
+    /// Forgets what a replica holds, and up to where it was read: it is no longer asked.
+    pub fn forget_held(&mut self, group: &GroupId, replica: &ReplicaId) -> Result<(), StoreError> {
+        let gid = self.reader().gid(group)?;
+        self.live()?
+            .prepare_cached("UPDATE peers SET acked = 0, cursor = 0, chk = ?3 WHERE gid = ?1 AND replica = ?2")?
+            .execute((gid, replica.0, Check::NONE.0))?;
+        Ok(())
+    }
+
     /// A peer holds everything of ours up to a cursor; a cursor we never gave counts as our newest.
     pub fn record_ack(&mut self, group: &GroupId, peer: PeerId, cursor: Cursor) -> Result<(), StoreError> {
         self.expect_peer(group, peer)?;

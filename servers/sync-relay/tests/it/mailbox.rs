@@ -220,7 +220,8 @@ async fn a_relay_that_is_removed_is_used_no_longer() {
         assert!(std::time::Instant::now() < give_up);
     }
     anna.push(SECRET).await.unwrap();
-    assert_eq!(anna.status().await.unwrap().pending, 1);
+    // also what the relay had: nobody can be sure of it any more
+    until(&anna, "waiting", |status| status.pending > 1).await;
     device.close().await;
     drop(apart);
 }

@@ -11,7 +11,7 @@ use super::support::*;
 use crate::{NewEntry, PeerNote, Renewal, SealError, StoreError};
 
 /// Opens what [`Writer`] seals.
-fn reopen(bytes: &[u8]) -> Result<Option<NewEntry>, SealError> {
+fn reopen(bytes: &[u8], _: Number) -> Result<Option<NewEntry>, SealError> {
     let envelope = Envelope::parse(bytes).unwrap();
     let sealed = envelope.header.class == Class::Sealed;
     Ok(sealed.then(|| entry(envelope.header.blob_id, envelope.payload())))

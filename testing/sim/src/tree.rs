@@ -239,6 +239,12 @@ impl State {
         self.next
     }
 
+    /// Nothing can be put into a directory that a user has removed meanwhile.
+    fn enter(&self, slot: &Slot) -> Result<(), ApplyError> {
+        let is_there = slot.0 < FIRST || self.names.values().any(|ino| *ino == slot.0);
+        if is_there { Ok(()) } else { Err(ApplyError::Missing) }
+    }
+
     fn step(&mut self, slots: Vec<(Slot, Option<u64>)>, by_engine: bool) {
         let mut inodes: Vec<u64> = slots.iter().filter_map(|(slot, _)| self.at(slot)).collect();
         inodes.extend(slots.iter().filter_map(|(_, ino)| *ino));
@@ -789,6 +795,7 @@ impl State {
         let old = match expected {
             Expected::Nothing => {
                 self.tick()?;
+                self.enter(&at)?;
                 if self.at(&at).is_some() {
                     return Err(ApplyError::Changed);
                 }
@@ -871,6 +878,7 @@ impl Files for Tree {
             return Err(ApplyError::Changed);
         }
         state.tick()?;
+        state.enter(&new)?;
         if state.at(&new).is_some() {
             return Err(ApplyError::Changed);
         }
@@ -919,6 +927,7 @@ impl Files for Tree {
         let mut state = self.0.borrow_mut();
         let slot = state.slot(path)?;
         state.tick()?;
+        state.enter(&slot)?;
         match state.look(&slot) {
             Some(stat) if stat.kind == Kind::Directory => return Ok(stat),
             Some(_) => return Err(ApplyError::Changed),

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::iter::successors;
 
 use sync_core::folder::snapshot::remembered;
-use sync_core::folder::{Action, Change, Disk, Reissue, Seen, Version, Versions, basis, decide};
+use sync_core::folder::{Action, Change, Disk, Reissue, Seen, Version, Versions, basis, decide, overtaken};
 use sync_folder::versions::Kept;
 use sync_folder::walk::{Kind, Stat};
 use sync_store::{Appended, Content, DiskState, FileRow, FolderRow, FolderRowId, NewKept, Reader, StoreError, Txn};
@@ -777,10 +777,14 @@ fn say(found: &Difference, row: Option<&FileRow>, index: u16) -> Result<Said, St
             winner.node.is_same(&node) && (same_mode || found.before.is_none())
         }
     };
-    if said {
-        return Ok(Said::Adopted);
-    }
-    let basis = basis(&versions, before.as_ref());
+    let basis = match (said, &before) {
+        (false, before) => basis(&versions, before.as_ref()),
+        (true, Some(before)) => match overtaken(&versions, before, &node) {
+            Some(basis) => basis,
+            None => return Ok(Said::Adopted),
+        },
+        (true, None) => return Ok(Said::Adopted),
+    };
     Ok(Said::Told(index, Record { path: found.path.clone(), node, mode, mtime, basis }))
 }
 

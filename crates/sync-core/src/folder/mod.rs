@@ -18,7 +18,8 @@ pub use conflict::{conflict_path, settle};
 pub use guard::{Counts, Guard, Verdict};
 pub use merge::merge;
 pub use reconcile::{
-    Action, Change, Direction, Disk, Displaced, Held, Operation, Over, Plan, Seen, basis, decide, plan, revert,
+    Action, Change, Direction, Disk, Displaced, Held, Operation, Over, Plan, Seen, basis, decide, overtaken, plan,
+    revert,
 };
 pub use snapshot::Coverage;
 pub use version::{Reissue, Version, Versions};

@@ -154,6 +154,16 @@ pub fn basis(versions: &Versions, disk: Option<&Disk>) -> Vector {
     }
 }
 
+/// The basis of a record that says what the group says already, if there is to be one: what lay here before had lost to
+/// that, it is gone, and nobody else would say so.
+#[must_use]
+pub fn overtaken(versions: &Versions, before: &Disk, node: &Node) -> Option<Vector> {
+    let is_gone = |version: &Version| {
+        version.node != Node::Deleted && !version.node.is_same(node) && before.vector.contains(version.dot)
+    };
+    versions.maximal().iter().any(is_gone).then(|| joined(&versions.agreed(), &before.vector))
+}
+
 fn agree(disk: &Disk, wanted: &Disk, direction: Direction) -> Action {
     let agreed = Disk { vector: joined(&wanted.vector, &disk.vector), ..disk.clone() };
     if disk.mode != wanted.mode && !matches!(disk.node, Node::Symlink(_)) {

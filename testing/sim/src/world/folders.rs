@@ -440,20 +440,13 @@ impl World {
             let tree = &self.replicas[place].tree;
             let shown: BTreeSet<[u8; 32]> =
                 tree.walk().iter().filter_map(|(path, ..)| Some(*blake3::hash(&tree.read(path)?).as_bytes())).collect();
-            // of a path that is a directory for what is below it the copy is told, and nothing that has seen the version
-            let copied = |at: &TreePath, hash: &[u8; 32]| {
-                let is_it = |version: &Version| matches!(&version.node, Node::File(file) if file.hash == *hash);
-                by_path.iter().any(|(path, versions)| {
-                    path != at && path.as_str().contains(" (conflict ") && versions.iter().any(is_it)
-                })
-            };
             for (path, versions) in &by_path {
                 for version in versions {
                     let Node::File(file) = &version.node else { continue };
                     let superseded =
                         versions.iter().any(|other| other.dot != version.dot && other.vector.contains(version.dot));
                     let lost = !superseded && lies.contains(&file.hash) && !shown.contains(&file.hash);
-                    if lost && !copied(path, &file.hash) {
+                    if lost {
                         let author = version.dot.author.short();
                         let text = format!(
                             "what {author} wrote at {path} was seen by no other edit, and replica {place} lacks it"

@@ -720,6 +720,10 @@ impl Tree {
         state.drawn += 1;
         let name = format!("{:032x}", state.drawn);
         let ino = state.make(Inode::new(Kind::File, bytes, mode, mtime));
+        // whoever sent it has seen it
+        if let Some(hash) = state.inodes.get(&ino).map(|inode| inode.hash) {
+            state.unseen.remove(&hash);
+        }
         state.step(vec![((TMP, name.clone()), Some(ino))], true);
         state.unsynced.insert(ino);
         let stat = state.stat(ino).ok_or(ApplyError::Missing)?;

@@ -427,7 +427,12 @@ impl World {
     }
 
     /// What nobody superseded is in every tree, if it is anywhere.
+    ///
+    /// A version that lost lies where it was made until that device sets it aside. One whose disk went back is set aside
+    /// by nobody: what others have of it is among their versions.
     fn check_edits(&mut self, lies: &BTreeSet<[u8; 32]>) -> Checked<()> {
+        let authors: BTreeSet<_> =
+            self.places().into_iter().filter_map(|place| Some(self.running(place)?.author())).collect();
         for place in self.places() {
             if self.replicas[place].folder.is_none() {
                 continue;
@@ -446,7 +451,7 @@ impl World {
                     let superseded =
                         versions.iter().any(|other| other.dot != version.dot && other.vector.contains(version.dot));
                     let lost = !superseded && lies.contains(&file.hash) && !shown.contains(&file.hash);
-                    if lost {
+                    if lost && authors.contains(&version.dot.author) {
                         let author = version.dot.author.short();
                         let text = format!(
                             "what {author} wrote at {path} was seen by no other edit, and replica {place} lacks it"

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use sync_core::connection::{Action, Event as Step, State, step};
 use sync_core::session::{Close, Report, blind_known_as};
-use sync_link::relay::{RelayError, RelayUrl, connect};
+use sync_link::relay::{RelayUrl, connect};
 use sync_store::{Reader, StoreError, Txn};
-use sync_types::bounds::{MAX_FRAME, MAX_RELAYS};
+use sync_types::bounds::{MAX_FRAME, MAX_RELAYS, MAX_TEXT};
 use sync_types::{ErrorCode, GroupId, ReplicaId};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -177,8 +177,8 @@ pub(crate) async fn list(device: &Inner) -> Result<Vec<HomeRelay>, ClientError> 
 pub(crate) async fn to_give_away(group: &Group) -> Vec<String> {
     let id = group.id;
     let used = group.store().read(move |reader| read_used(reader, &id)).await.unwrap_or_default();
-    let named = used.iter().filter(|url| url.has_key());
-    named.take(MAX_RELAYS).map(|url| url.without_token().to_string()).collect()
+    let named = used.iter().filter(|url| url.has_key()).map(|url| url.without_token().to_string());
+    named.filter(|url| url.len() <= MAX_TEXT).take(MAX_RELAYS).collect()
 }
 
 /// Takes in the relays that an inviter told of.
@@ -312,8 +312,7 @@ impl Task {
         let connection = match connected {
             Ok(connection) => connection,
             Err(error) => {
-                let refused = matches!(error, RelayError::OtherKey | RelayError::Refused { .. });
-                return End { wait: refused.then_some(REFUSED_WAIT), problem: Some(error.to_string()) };
+                return End { wait: error.is_refusal().then_some(REFUSED_WAIT), problem: Some(error.to_string()) };
             }
         };
         let replica = blind_known_as(&connection.key);

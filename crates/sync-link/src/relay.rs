@@ -1,7 +1,9 @@
-//! The way to a relay: a WebSocket, and in it the channel of [`noise`](crate::noise).
+//! The way to a relay: a WebSocket, sealed by TLS or not, and in it the channel of [`noise`](crate::noise).
 //!
-//! The address of a relay ends in its key; who answers with another one is not that relay.
-//! On the loopback network a key may be left out: whoever answers there is of this machine.
+//! The address of a relay ends in its key and its certificate's; who answers with another one is not that relay.
+//! On the loopback network both may be left out: whoever answers there is of this machine.
+
+mod tls;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -12,11 +14,12 @@ use bytes::Bytes;
 use data_encoding::BASE64URL_NOPAD;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
+pub use self::tls::pin_of;
+use self::tls::{Io, dial};
 use crate::noise::{Handshake, MAX_MESSAGE, NoiseError, Opener, Sealer};
 
 /// Where a relay takes its channels.
@@ -31,15 +34,22 @@ pub const PING_AFTER: Duration = Duration::from_secs(25);
 pub const GONE_AFTER: Duration = Duration::from_secs(80);
 /// Bytes read from the socket at once.
 const READ_BUFFER: usize = 64 << 10;
-/// Characters of an address, which a frame can carry.
-const MAX_URL: usize = 256;
+/// Characters of an address: host, both keys and an operator's token, each as long as it may be, fit with room.
+const MAX_URL: usize = 512;
+/// The port of the web, which an address with TLS means unless it names one.
+const TLS_PORT: u16 = 443;
 
-/// Address of a relay, as `ws://HOST:PORT/#KEY`.
+/// Address of a relay, as `https://HOST:PORT/#KEY`, or `ws://HOST:PORT/#KEY` without TLS.
+///
+/// KEY is base64url of the relay's Noise key, and of the fingerprint of its certificate's key where that is pinned.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RelayUrl {
+    tls: bool,
     host: String,
     port: u16,
     key: Option<[u8; 32]>,
+    /// Of the certificate's key; none where it must be valid as a web site's.
+    pin: Option<[u8; 32]>,
     /// The operator's token.
     token: String,
 }
@@ -49,10 +59,10 @@ pub struct RelayUrl {
 #[non_exhaustive]
 pub enum RelayUrlError {
     /// It does not look like one.
-    #[error("no address of a relay; one looks like ws://HOST:{DEFAULT_PORT}/#KEY, as `sync-relay` prints it")]
+    #[error("no address of a relay; one looks like https://HOST:{DEFAULT_PORT}/#KEY, as `sync-relay` prints it")]
     Malformed,
     /// It is one of a later version or of another service.
-    #[error("addresses of relays start with ws://, this one with {0}")]
+    #[error("addresses of relays start with https:// or ws://, this one with {0}")]
     Scheme(String),
     /// The part behind `#` is no key.
     #[error("the part behind # is no relay's key; copy the whole address that `sync-relay` prints")]
@@ -63,10 +73,16 @@ pub enum RelayUrlError {
 }
 
 impl RelayUrl {
-    /// The address of the relay with this key at this place.
+    /// The address of the relay with this key at this place, without TLS.
     #[must_use]
     pub fn new(host: &str, port: u16, key: &[u8; 32]) -> Self {
-        Self { host: host.to_owned(), port, key: Some(*key), token: String::new() }
+        Self { tls: false, host: host.to_owned(), port, key: Some(*key), pin: None, token: String::new() }
+    }
+
+    /// The same with TLS, and a certificate of the key with this fingerprint.
+    #[must_use]
+    pub fn with_pin(&self, pin: &[u8; 32]) -> Self {
+        Self { tls: true, pin: Some(*pin), ..self.clone() }
     }
 
     /// Its host and port, to show and to dial.
@@ -125,9 +141,11 @@ impl FromStr for RelayUrl {
         if text.len() > MAX_URL || !text.chars().all(|c| c.is_ascii_graphic()) {
             return Err(RelayUrlError::Malformed);
         }
-        if scheme != "ws" {
-            return Err(RelayUrlError::Scheme(format!("{scheme}://")));
-        }
+        let tls = match scheme {
+            "https" => true,
+            "ws" => false,
+            _ => return Err(RelayUrlError::Scheme(format!("{scheme}://"))),
+        };
         let (place, fragment) = rest.split_once('#').unwrap_or((rest, ""));
         let authority = place.strip_suffix('/').unwrap_or(place);
         let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
@@ -139,6 +157,7 @@ impl FromStr for RelayUrl {
             },
         };
         let port = match port.map(str::parse) {
+            None if tls => TLS_PORT,
             None => DEFAULT_PORT,
             Some(Ok(port)) if port > 0 => port,
             Some(_) => return Err(RelayUrlError::Malformed),
@@ -148,17 +167,17 @@ impl FromStr for RelayUrl {
             return Err(RelayUrlError::Malformed);
         }
         let (key, token) = fragment.split_once('.').unwrap_or((fragment, ""));
-        let key = match key {
-            "" => None,
-            key => {
-                let bytes = BASE64URL_NOPAD.decode(key.as_bytes()).map_err(|_| RelayUrlError::Key)?;
-                Some(bytes.try_into().map_err(|_| RelayUrlError::Key)?)
-            }
+        let bytes = BASE64URL_NOPAD.decode(key.as_bytes()).map_err(|_| RelayUrlError::Key)?;
+        let (key, pin) = match bytes.as_chunks::<32>() {
+            ([], []) => (None, None),
+            ([key], []) => (Some(*key), None),
+            ([key, pin], []) if tls => (Some(*key), Some(*pin)),
+            _ => return Err(RelayUrlError::Key),
         };
-        if key.is_none() && !is_loopback(host) {
+        if key.is_none() && (tls || !is_loopback(host)) {
             return Err(RelayUrlError::NoKey);
         }
-        Ok(Self { host: host.to_ascii_lowercase(), port, key, token: token.to_owned() })
+        Ok(Self { tls, host: host.to_ascii_lowercase(), port, key, pin, token: token.to_owned() })
     }
 }
 
@@ -168,9 +187,10 @@ fn is_loopback(host: &str) -> bool {
 
 impl fmt::Display for RelayUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ws://{}/", self.authority())?;
+        write!(f, "{}://{}/", if self.tls { "https" } else { "ws" }, self.authority())?;
         if let Some(key) = &self.key {
-            write!(f, "#{}", BASE64URL_NOPAD.encode(key))?;
+            let pin = self.pin.as_ref().map_or(&[][..], |pin| &pin[..]);
+            write!(f, "#{}", BASE64URL_NOPAD.encode(&[key, pin].concat()))?;
         } else if !self.token.is_empty() {
             f.write_str("#")?;
         }
@@ -205,6 +225,15 @@ pub enum RelayError {
          if its operator made it anew, add the address it prints now"
     )]
     OtherKey,
+    /// It has another certificate than its address says.
+    #[error(
+        "another certificate is shown at this address than the one that was given; \
+         if its operator made it anew, add the address it prints now"
+    )]
+    OtherCertificate,
+    /// Its certificate is not valid, and its address pins none.
+    #[error("the relay's certificate is not valid: {0}; copy the whole address that `sync-relay` prints")]
+    Certificate(String),
     /// What came is not what the channel's other end sent.
     #[error(transparent)]
     Noise(#[from] NoiseError),
@@ -227,7 +256,15 @@ impl From<tungstenite::Error> for RelayError {
     }
 }
 
-type Socket = WebSocketStream<TcpStream>;
+impl RelayError {
+    /// Whether only its operator or a person here changes anything about it.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::OtherKey | Self::OtherCertificate | Self::Certificate(_) | Self::Refused { .. })
+    }
+}
+
+type Socket = WebSocketStream<Box<dyn Io>>;
 
 /// A channel to a relay.
 #[derive(Debug)]
@@ -252,15 +289,12 @@ pub async fn connect(url: &RelayUrl, secret: &[u8; 32], max_frame: usize) -> Res
 }
 
 async fn try_connect(url: &RelayUrl, secret: &[u8; 32], max_frame: usize) -> Result<RelayConnection, RelayError> {
-    let unreachable = |error: std::io::Error| RelayError::Unreachable(error.to_string());
-    let stream = TcpStream::connect((url.host.as_str(), url.port)).await.map_err(unreachable)?;
-    // frames are gathered before they are sent
-    stream.set_nodelay(true).map_err(unreachable)?;
-    let address = stream.peer_addr().map_err(unreachable)?;
+    let (stream, address) = dial(url).await?;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE));
+    // what it is carried in makes no difference to the WebSocket
     let request = format!("ws://{}{CHANNEL_PATH}", url.authority());
     let (mut socket, _) = client_async_with_config(request, stream, Some(config)).await?;
     let mut handshake = Handshake::initiator(secret);
@@ -359,7 +393,10 @@ mod tests {
     #[test]
     fn an_address_is_read_back_as_it_is_shown() {
         let key = BASE64URL_NOPAD.encode(&[7; 32]);
+        let both = BASE64URL_NOPAD.encode(&[7; 64]);
         for (text, shown) in [
+            (format!("https://relay.example/#{both}.secret"), format!("https://relay.example:443/#{both}.secret")),
+            (format!("https://10.0.0.1:7841/#{key}"), format!("https://10.0.0.1:7841/#{key}")),
             (format!("ws://relay.example:80/#{key}"), format!("ws://relay.example:80/#{key}")),
             (format!(" ws://Relay.example#{key}.secret\n"), format!("ws://relay.example:7841/#{key}.secret")),
             (format!("ws://[2001:db8::1]:9/#{key}"), format!("ws://[2001:db8::1]:9/#{key}")),
@@ -383,6 +420,9 @@ mod tests {
             ("relay.example", RelayUrlError::Malformed),
             ("http://relay.example", RelayUrlError::Scheme("http://".to_owned())),
             ("ws://relay.example", RelayUrlError::NoKey),
+            ("https://127.0.0.1", RelayUrlError::NoKey),
+            (&format!("ws://relay.example/#{key}{key}"), RelayUrlError::Key),
+            (&format!("https://relay.example/#{}", BASE64URL_NOPAD.encode(&[7; 65])), RelayUrlError::Key),
             ("ws://relay.example/#abc", RelayUrlError::Key),
             ("ws://relay.example/path#abc", RelayUrlError::Malformed),
             ("ws://a b/", RelayUrlError::Malformed),

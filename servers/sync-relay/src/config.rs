@@ -17,6 +17,12 @@ pub struct Config {
     pub data: PathBuf,
     /// The name under which devices reach it, for the address it prints; the one it listens on unless set.
     pub host: Option<String>,
+    /// Whether it goes without TLS; unless set, only where it listens on the loopback network and has no `cert`.
+    pub plain: Option<bool>,
+    /// File of the operator's certificate and what it was signed by, as PEM; unless set, one is made and kept.
+    pub cert: Option<PathBuf>,
+    /// File of its key.
+    pub key: Option<PathBuf>,
     /// Whether everyone may keep a new group here; unless set, only where it listens on the loopback network.
     pub open: Option<bool>,
     /// What lets a group be new here where not everyone may; unless set, one is made and kept.
@@ -55,6 +61,9 @@ impl Default for Config {
             bind: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), DEFAULT_PORT),
             data: default_data(),
             host: None,
+            plain: None,
+            cert: None,
+            key: None,
             open: None,
             registration_token: None,
             behind_proxy: false,
@@ -132,6 +141,12 @@ impl Config {
         self.open.unwrap_or_else(|| self.bind.ip().is_loopback())
     }
 
+    /// Whether it goes without TLS.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.plain.unwrap_or_else(|| self.bind.ip().is_loopback() && self.cert.is_none())
+    }
+
     /// Fails where a value makes no sense.
     pub fn check(&self) -> Result<(), ConfigError> {
         let token = self.registration_token.as_deref().unwrap_or("token");
@@ -143,6 +158,12 @@ impl Config {
         let is_name = host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
         if host.is_empty() || !(is_name || host.parse::<IpAddr>().is_ok()) {
             return Err(ConfigError::Value("host must be a name or an address, without port"));
+        }
+        if self.cert.is_some() != self.key.is_some() {
+            return Err(ConfigError::Value("cert and key belong together: set both or none"));
+        }
+        if self.cert.is_some() && self.is_plain() {
+            return Err(ConfigError::Value("a certificate is of no use with plain = true: set one of them"));
         }
         if self.limits.blob_bytes > MAX_APP_BYTES {
             return Err(ConfigError::Value("blob_bytes is at most 1048576, which no blob exceeds"));
@@ -163,14 +184,14 @@ mod tests {
     fn an_empty_file_means_the_defaults() {
         let config: Config = toml::from_str("").unwrap();
         assert_eq!(config, Config::default());
-        assert!(config.is_open(), "on the loopback network everyone is of this machine");
+        assert!(config.is_plain() && config.is_open(), "on the loopback network everyone is of this machine");
         assert!(config.check().is_ok());
     }
 
     #[test]
     fn everyone_may_keep_a_group_elsewhere_only_if_the_operator_says_so() {
         let config: Config = toml::from_str("bind = '0.0.0.0:80'").unwrap();
-        assert!(!config.is_open());
+        assert!(!config.is_open() && !config.is_plain());
         let config: Config = toml::from_str("bind = '0.0.0.0:80'\nopen = true\n[limits]\ngroups = 3").unwrap();
         assert!(config.is_open());
         assert_eq!(config.limits, Limits { groups: 3, ..Limits::default() });
@@ -183,6 +204,8 @@ mod tests {
             "registration_token = ''",
             "registration_token = 'a b'",
             "host = 'a:1'",
+            "cert = 'a.pem'",
+            "cert = 'a.pem'\nkey = 'b.pem'\nplain = true",
             "[limits]\nblob_bytes = 2000000",
             "[limits]\nconnections = 0",
         ] {

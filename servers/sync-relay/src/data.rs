@@ -92,7 +92,7 @@ fn draw<const N: usize>() -> [u8; N] {
 }
 
 /// The text of a file, which is made whole or not at all.
-fn kept(path: &Path, make: impl FnOnce() -> String) -> io::Result<Zeroizing<String>> {
+pub(crate) fn kept(path: &Path, make: impl FnOnce() -> String) -> io::Result<Zeroizing<String>> {
     match fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         read => return read.map(Zeroizing::new),

@@ -17,7 +17,9 @@ mod mailbox;
 mod metrics;
 mod relay;
 mod server;
+mod tls;
 
 pub use config::{Config, ConfigError, Limits};
 pub use data::DataError;
 pub use server::{Server, StartError};
+pub use tls::TlsError;

@@ -16,9 +16,11 @@ use hyper_util::service::TowerToHyperService;
 use sync_link::noise::{MAX_MESSAGE, public_key};
 use sync_link::relay::{CHANNEL_PATH, RelayUrl};
 use sync_store::StoreError;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, ConfigError};
@@ -26,6 +28,7 @@ use crate::data::{Data, DataError};
 use crate::limiter::{Place, TooMany, subscriber};
 use crate::mailbox;
 use crate::relay::Relay;
+use crate::tls::{Identity, TlsError};
 
 /// Time for a request to come whole; a socket that says nothing is closed.
 const REQUEST_WAIT: Duration = Duration::from_secs(10);
@@ -35,6 +38,8 @@ const DRAIN: Duration = Duration::from_secs(3);
 const READ_BUFFER: usize = 4 << 10;
 /// Bytes that may wait to be sent on a channel: one frame.
 const WRITE_BUFFER: usize = 8 << 20;
+/// Connections at once that are only told that there is no room for them.
+const MAX_REFUSING: usize = 64;
 /// Wait after the system could not give a socket, out of files for instance.
 const ACCEPT_WAIT: Duration = Duration::from_millis(100);
 
@@ -48,6 +53,9 @@ pub enum StartError {
     /// The directory cannot be used.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// There is no certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The database cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -74,6 +82,10 @@ pub struct Server {
 
 struct Inner {
     relay: Arc<Relay>,
+    /// None without TLS.
+    acceptor: Option<TlsAcceptor>,
+    /// Room for handshakes with who is then only told that there is no room.
+    refusing: Semaphore,
     behind_proxy: bool,
     public_metrics: bool,
 }
@@ -97,13 +109,30 @@ impl Server {
         let token = config.registration_token.clone().unwrap_or_else(|| data.token.clone());
         let registration = (!config.is_open()).then_some(token);
         let host = config.host.clone().unwrap_or_else(|| address.ip().to_string());
+        if config.host.is_none() && address.ip().is_unspecified() {
+            tracing::warn!("the address below names no machine: set host to the name by which devices reach this one");
+        }
         let mut url = RelayUrl::new(&host, address.port(), &public_key(&data.secret));
+        let identity = match (&config.cert, &config.key) {
+            _ if config.is_plain() => None,
+            (Some(certificate), Some(key)) => Some(Identity::read(certificate, key)?),
+            _ => Some(Identity::made(&config.data, &host)?),
+        };
+        if let Some(identity) = &identity {
+            url = url.with_pin(&identity.pin);
+        }
         if let Some(token) = &registration {
             url = url.with_token(token);
         }
         let relay = Relay::new(config.limits.clone(), data.secret.clone(), store, registration).await?;
         let Config { behind_proxy, public_metrics, .. } = config;
-        let inner = Arc::new(Inner { relay: Arc::new(relay), behind_proxy, public_metrics });
+        let inner = Arc::new(Inner {
+            relay: Arc::new(relay),
+            acceptor: identity.map(|identity| identity.acceptor),
+            refusing: Semaphore::new(MAX_REFUSING),
+            behind_proxy,
+            public_metrics,
+        });
         let tasks = TaskTracker::new();
         let accepting = tokio::spawn(accept(inner.clone(), listener, tasks.clone()));
         Ok(Self { inner, address, url, accepting, tasks, _data: data })
@@ -155,13 +184,42 @@ async fn accept(inner: Arc<Inner>, listener: TcpListener, tasks: TaskTracker) {
 /// A connection's place, which its channel takes over.
 type Seat = Arc<std::sync::Mutex<Option<Place>>>;
 
-async fn serve(inner: Arc<Inner>, router: Router, mut stream: TcpStream, address: IpAddr) {
+async fn serve(inner: Arc<Inner>, router: Router, stream: TcpStream, address: IpAddr) {
     // a proxy's connections are those of many: each is counted once it says whose it is
     let place = if inner.behind_proxy { Ok(None) } else { inner.relay.connections.enter(address).map(Some) };
+    let place = place.map_err(|too_many| inner.count_too_many(too_many));
+    let _one = match &place {
+        Ok(_) => None,
+        Err(_) => match inner.refusing.try_acquire() {
+            Ok(one) => Some(one),
+            // a flood is not worth a handshake each
+            Err(_) => return,
+        },
+    };
+    // frames are gathered before they are sent
+    let _ = stream.set_nodelay(true);
+    match &inner.acceptor {
+        None => answer(router, stream, address, place).await,
+        Some(acceptor) => {
+            let accepted = tokio::time::timeout(REQUEST_WAIT, acceptor.accept(stream)).await;
+            if let Ok(Ok(stream)) = accepted {
+                answer(router, stream, address, place).await;
+            } else {
+                inner.relay.metrics.broken_handshakes.add(1);
+            }
+        }
+    }
+}
+
+async fn answer(
+    router: Router,
+    mut stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    address: IpAddr,
+    place: Result<Option<Place>, (StatusCode, &'static str)>,
+) {
     let place = match place {
         Ok(place) => place,
-        Err(too_many) => {
-            let (status, text) = inner.count_too_many(too_many);
+        Err((status, text)) => {
             let answer = format!(
                 "HTTP/1.1 {status}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
                 text.len()
@@ -175,8 +233,6 @@ async fn serve(inner: Arc<Inner>, router: Router, mut stream: TcpStream, address
             return;
         }
     };
-    // frames are gathered before they are sent
-    let _ = stream.set_nodelay(true);
     let seat: Seat = Arc::new(std::sync::Mutex::new(place));
     let service = TowerToHyperService::new(router.layer(Extension(seat)).layer(Extension(address)));
     let mut http = hyper::server::conn::http1::Builder::new();

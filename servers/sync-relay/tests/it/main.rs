@@ -9,3 +9,4 @@ mod mailbox;
 mod processes;
 mod raw;
 mod site;
+mod tls;

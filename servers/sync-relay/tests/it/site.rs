@@ -34,7 +34,7 @@ impl RelayProcess {
 
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
-        let rest = self.url.strip_prefix("ws://").unwrap();
+        let rest = self.url.split_once("://").unwrap().1;
         rest[..rest.find('/').unwrap()].parse().unwrap()
     }
 
@@ -49,6 +49,19 @@ impl RelayProcess {
         let (child, url) = spawn(&self.data, &self.config, &self.address().to_string());
         assert_eq!(url, self.url, "the key stays");
         self.child = child;
+    }
+
+    /// Removes a file of its directory.
+    pub(crate) fn lose(&self, name: &str) {
+        std::fs::remove_file(self.data.join(name)).unwrap();
+    }
+
+    /// Starts it again where it was, after something that changes its address; returns the one it had.
+    pub(crate) fn restart_as_another(&mut self) -> String {
+        let (child, url) = spawn(&self.data, &self.config, &self.address().to_string());
+        assert_ne!(url, self.url);
+        self.child = child;
+        std::mem::replace(&mut self.url, url)
     }
 
     /// Tells it to stop, and waits until it has.

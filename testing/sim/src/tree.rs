@@ -589,7 +589,10 @@ impl Tree {
             let (mut lost, mut lost_slots) = (BTreeSet::new(), BTreeSet::new());
             for step in std::mem::take(&mut state.steps) {
                 let follows = step.inodes.iter().any(|ino| lost.contains(ino))
-                    || step.slots.iter().any(|(slot, _)| lost_slots.contains(slot) || lost.contains(&slot.0));
+                    || step.slots.iter().any(|(slot, _)| lost_slots.contains(slot) || lost.contains(&slot.0))
+                    // a directory goes after what was in it
+                    || (step.slots.iter().all(|(_, ino)| ino.is_none())
+                        && lost_slots.iter().any(|(dir, _)| step.inodes.contains(dir)));
                 if !follows && survive == Survive::Some && chance(rng, 50) {
                     keep(&mut names, &step.slots);
                 } else {

@@ -172,6 +172,13 @@ impl Backend {
         }
     }
 
+    pub(crate) async fn select(&self, folder: &str, paths: Vec<String>) -> Result<FolderStatus, Failure> {
+        match self {
+            Self::Local(local) => local.service.select(folder, paths).await,
+            Self::Remote(client) => client.select(folder, paths).await,
+        }
+    }
+
     pub(crate) async fn rescan(&self, folder: &str) -> Result<FolderStatus, Failure> {
         match self {
             Self::Local(local) => local.service.rescan(folder).await,

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::commands::{
     demo, devices, folders, held, init, invite, join, leave, pair, pause, pull, push, relay, rescan, restore, run,
-    share, status, unit, up, versions,
+    select, share, status, unit, up, versions,
 };
 use crate::exit::Failure;
 use crate::terminal;
@@ -69,6 +69,7 @@ pub(crate) enum Command {
     Pause(pause::Pause),
     Resume(pause::Resume),
     Rescan(rescan::Args),
+    Select(select::Args),
     Leave(leave::Args),
     Relay(relay::Args),
     Confirm(held::Confirm),

@@ -221,12 +221,20 @@ impl Rates {
     }
 }
 
+/// How much of a folder this device does not take, if it does not take everything.
+pub(crate) fn left_out_in_words(folder: &FolderStatus) -> Option<String> {
+    let (files, bytes) = (HumanCount(folder.left_out_files), BinaryBytes(folder.left_out_bytes));
+    (!folder.selected.is_empty()).then(|| format!("{files} files and {bytes} are left out here"))
+}
+
 /// A folder and what it does, in one line.
 pub(crate) fn in_words(folder: &FolderStatus, rate: Rate) -> String {
     let mut text = format!("{}: ", clean(&folder.name));
     match folder.state {
         FolderState::UpToDate => {
-            text += &format!("up to date, {} files, {}", HumanCount(folder.files), BinaryBytes(folder.bytes));
+            let files = HumanCount(folder.files.saturating_sub(folder.left_out_files));
+            let bytes = BinaryBytes(folder.bytes.saturating_sub(folder.left_out_bytes));
+            text += &format!("up to date, {files} files, {bytes}");
         }
         FolderState::Scanning => text += &format!("reading, {} files so far", HumanCount(folder.scanned_files)),
         FolderState::Syncing => {
@@ -238,6 +246,9 @@ pub(crate) fn in_words(folder: &FolderStatus, rate: Rate) -> String {
             text += &format!("stopped: {}", clean(folder.problem.as_deref().unwrap_or("no reason is given")));
         }
         _ => text += "in a state of a later version",
+    }
+    if let Some(left_out) = left_out_in_words(folder) {
+        text += &format!("; {left_out}");
     }
     for (bytes, way) in [(rate.down, "down"), (rate.up, "up")] {
         if bytes >= SHOWN {
@@ -290,6 +301,8 @@ mod tests {
             FolderStatus { state: FolderState::Syncing, pending_files: 12, pending_bytes: 30 << 20, ..still.clone() };
         let stopped =
             FolderStatus { state: FolderState::Stopped, problem: Some("the disk is gone".into()), ..still.clone() };
+        let selected = vec!["a".to_owned()];
+        let partly = FolderStatus { selected, left_out_files: 1000, left_out_bytes: 2 << 30, ..still.clone() };
         let scanning = FolderStatus { state: FolderState::Scanning, scanned_files: 5, ..still.clone() };
         for (folder, rate, expected) in [
             (&still, Rate::default(), "photos\u{fffd}: up to date, 1,234 files, 3.00 GiB"),
@@ -297,6 +310,11 @@ mod tests {
             (&syncing, Rate::default(), "photos\u{fffd}: syncing, 12 files and 30.00 MiB to go"),
             (&stopped, Rate::default(), "photos\u{fffd}: stopped: the disk is gone"),
             (&scanning, Rate::default(), "photos\u{fffd}: reading, 5 files so far"),
+            (
+                &partly,
+                Rate::default(),
+                "photos\u{fffd}: up to date, 234 files, 1.00 GiB; 1,000 files and 2.00 GiB are left out here",
+            ),
         ] {
             assert_eq!(in_words(folder, rate), expected);
         }

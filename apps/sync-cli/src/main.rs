@@ -54,6 +54,7 @@ async fn execute(Cli { global, command }: Cli, out: Output) -> Result<(), Failur
         Command::Pause(args) => args.run(&global, out).await,
         Command::Resume(args) => args.run(&global, out).await,
         Command::Rescan(args) => args.run(&global, out).await,
+        Command::Select(args) => args.run(&global, out).await,
         Command::Leave(args) => args.run(&global, out).await,
         Command::Relay(args) => args.run(&global, out).await,
         Command::Confirm(args) => args.run(&global, out).await,

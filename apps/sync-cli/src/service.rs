@@ -242,6 +242,11 @@ impl Service {
         Ok(self.device.pause_folder(self.folder(folder).await?, paused).await?)
     }
 
+    /// Chooses the paths of a folder that this device takes; all where none is named.
+    pub(crate) async fn select(&self, folder: &str, paths: Vec<String>) -> Result<FolderStatus, Failure> {
+        Ok(self.device.select_paths(self.folder(folder).await?, &paths).await?)
+    }
+
     pub(crate) async fn rescan(&self, folder: &str) -> Result<FolderStatus, Failure> {
         Ok(self.device.rescan_folder(self.folder(folder).await?).await?)
     }

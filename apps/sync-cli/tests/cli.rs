@@ -31,9 +31,9 @@ const MIB: usize = 1 << 20;
 /// What keeps a home in sync until a test lets go of it.
 const SERVE: [&str; 3] = ["run", "--json", "--until-eof"];
 
-const VERBS: [&str; 23] = [
-    "init", "share", "join", "invite", "run", "status", "folders", "devices", "pause", "resume", "rescan", "leave",
-    "relay", "confirm", "undo", "versions", "restore", "up", "down", "unit", "pair", "push", "pull",
+const VERBS: [&str; 24] = [
+    "init", "share", "join", "invite", "run", "status", "folders", "devices", "pause", "resume", "rescan", "select",
+    "leave", "relay", "confirm", "undo", "versions", "restore", "up", "down", "unit", "pair", "push", "pull",
 ];
 
 // ---- the manual ----
@@ -68,6 +68,8 @@ fn what_cannot_be_understood_is_a_usage_error() {
         &["join"],
         &["pause"],
         &["pause", "x", "--all"],
+        &["select", "x"],
+        &["select", "x", "y", "--all"],
         &["run", "--limit-rate", "fast"],
         &["run", "--api-port", "65536"],
         &["pair", "--join", "x", "--qr"],
@@ -979,6 +981,43 @@ fn a_paused_folder_waits_and_a_rescan_ends_when_all_is_told() {
     // the directories count too
     assert_eq!(scanned["files"], 54, "{scanned}");
     assert!(ben.ran(&["rescan", "nothing"]).fails(2).contains("no folder nothing"));
+}
+
+#[test]
+fn a_device_takes_the_paths_of_a_folder_that_are_selected_there() {
+    let world = World::new();
+    let (here, there) = (world.dir().join("here"), world.dir().join("there"));
+    write(&here.join("docs/a"), "a");
+    write(&here.join("photos/1"), "12345");
+    let (anna, ben) = world.share(&here, &there);
+    let _anna = anna.serve();
+    {
+        let _ben = ben.serve();
+        equal(&here, &there);
+        let told = ben.ran(&["select", "here", "docs/"]).success().to_owned();
+        assert_eq!(told, "here: 2 files and 5 B are left out here\n");
+        write(&here.join("photos/2"), "1234567");
+        write(&here.join("docs/b"), "b");
+        until("there", || there.join("docs/b").exists());
+        fs::remove_file(there.join("photos/1")).expect("removes");
+        ben.ran(&["rescan", "here"]).success();
+    }
+    assert!(here.join("photos/1").exists() && !there.join("photos/2").exists());
+    // it is shown, also where nobody serves the home
+    let folder = ben.only_folder();
+    assert_eq!(folder["selected"], serde_json::json!(["docs"]));
+    assert_eq!((&folder["left_out_files"], &folder["left_out_bytes"]), (&3.into(), &12.into()));
+    let status = ben.ran(&["status"]).success().to_owned();
+    assert!(status.contains("takes docs; `syncshell select` chooses"), "{status}");
+    assert!(ben.ran(&["folders"]).success().contains("3 files and 12 B are left out here"));
+    assert!(ben.ran(&["select", "here", "../docs"]).fails(2).contains("../docs is no path of this folder"));
+    assert!(ben.ran(&["select", "nothing", "--all"]).fails(2).contains("no folder nothing"));
+
+    let _ben = ben.serve();
+    let all = &ben.json(&["select", &text(&there), "--all"])[0];
+    assert_eq!((&all["left_out_files"], &all["selected"]), (&0.into(), &serde_json::Value::Null));
+    equal(&here, &there);
+    assert!(there.join("photos/1").exists() && there.join("photos/2").exists());
 }
 
 #[test]

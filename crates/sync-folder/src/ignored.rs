@@ -1,4 +1,4 @@
-//! What a folder leaves out: the patterns in its `.syncshellignore`, in gitignore syntax.
+//! What a folder leaves out: the patterns in its `.syncshellignore`, in gitignore syntax, and what is not selected here.
 
 use std::io::{self, Read};
 
@@ -6,6 +6,7 @@ use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use sync_types::folder::TreePath;
 
 use crate::root::{Root, is_absent};
+use crate::selection::Selection;
 use crate::walk::stat_of;
 
 /// The file in a folder's root with its patterns; it is synced like any other.
@@ -41,16 +42,17 @@ pub struct InvalidLine {
     pub reason: String,
 }
 
-/// What is ignored in a folder.
+/// What is ignored in a folder on this device.
 #[derive(Debug, Clone)]
 pub struct Ignored {
     patterns: Gitignore,
     invalid: Vec<InvalidLine>,
+    selection: Selection,
 }
 
 impl Default for Ignored {
     fn default() -> Self {
-        Self { patterns: Gitignore::empty(), invalid: Vec::new() }
+        Self { patterns: Gitignore::empty(), invalid: Vec::new(), selection: Selection::default() }
     }
 }
 
@@ -90,7 +92,14 @@ impl Ignored {
                 invalid.push(InvalidLine { line: number + 1, reason });
             }
         }
-        Ok(Self { patterns: builder.build().map_err(IgnoreError::Patterns)?, invalid })
+        let patterns = builder.build().map_err(IgnoreError::Patterns)?;
+        Ok(Self { patterns, invalid, selection: Selection::default() })
+    }
+
+    /// Leaves out what is not selected too.
+    #[must_use]
+    pub fn and_all_but(self, selection: Selection) -> Self {
+        Self { selection, ..self }
     }
 
     /// The lines that are no patterns.
@@ -103,14 +112,15 @@ impl Ignored {
     #[must_use]
     pub fn matches(&self, path: &TreePath, is_dir: bool) -> bool {
         let slashes = path.as_str().bytes().enumerate().filter(|(_, byte)| *byte == b'/');
-        !self.patterns.is_empty()
-            && (slashes.map(|(at, _)| &path.as_str()[..at]).any(|parent| self.is_match(parent, true))
-                || self.is_match(path.as_str(), is_dir))
+        !self.selection.takes(path)
+            || !self.patterns.is_empty()
+                && (slashes.map(|(at, _)| &path.as_str()[..at]).any(|parent| self.is_match(parent, true))
+                    || self.is_match(path.as_str(), is_dir))
     }
 
     /// Whether a path is ignored whose directories are known not to be.
     pub(crate) fn matches_itself(&self, path: &TreePath, is_dir: bool) -> bool {
-        self.is_match(path.as_str(), is_dir)
+        !self.selection.takes(path) || self.is_match(path.as_str(), is_dir)
     }
 
     fn is_match(&self, path: &str, is_dir: bool) -> bool {

@@ -7,6 +7,7 @@ pub mod apply;
 pub mod cut;
 pub mod ignored;
 pub mod root;
+pub mod selection;
 pub mod versions;
 pub mod walk;
 pub mod watch;

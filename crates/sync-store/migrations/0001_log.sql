@@ -184,6 +184,7 @@ CREATE TABLE files (
   disk_hash BLOB,
   disk_vector BLOB,
   whole INTEGER NOT NULL DEFAULT 0,  -- 1: what is on disk is one chunk, which takes no row of chunks
+  left_out INTEGER NOT NULL DEFAULT 0, -- 1: this device does not take the path
   versions BLOB NOT NULL,            -- opaque: the maximal versions
   UNIQUE (fid, key)
 ) STRICT;
@@ -255,7 +256,10 @@ CREATE TABLE folder_totals (
   bytes_low INTEGER NOT NULL DEFAULT 0,
   pending_files INTEGER NOT NULL DEFAULT 0,
   pending_high INTEGER NOT NULL DEFAULT 0,
-  pending_low INTEGER NOT NULL DEFAULT 0
+  pending_low INTEGER NOT NULL DEFAULT 0,
+  left_out_files INTEGER NOT NULL DEFAULT 0,
+  left_out_high INTEGER NOT NULL DEFAULT 0,
+  left_out_low INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 CREATE TRIGGER folder_added AFTER INSERT ON folders BEGIN

@@ -14,6 +14,7 @@ use sync_client::folders::rows::{self, ChunkRow};
 use sync_core::folder::{Operation, plan};
 use sync_folder::apply::{ApplyError, Expected};
 use sync_folder::cut::Cutter;
+use sync_folder::selection::Selection;
 use sync_store::{FileRow, FolderRowId, StoreError};
 use sync_types::folder::{KIND_RECORDS, Node, RecordBatch, TreePath, folder_stream};
 use sync_types::{Charter, Cursor, Envelope, EnvelopeHash, FolderId, GroupId, Timestamp};
@@ -91,7 +92,7 @@ impl Folder {
         let charter = Charter::decode(&charter).map_err(|_| damaged())?;
         let seed = running.with_keys(|keys| keys.chunker_seed());
         Ok(Some(Self {
-            place: Place { fid: row.fid, id: FOLDER, way: Direction::Both },
+            place: Place { fid: row.fid, id: FOLDER, way: Direction::Both, selection: Selection::default() },
             cutter: Cutter::new(&charter.chunker, seed).map_err(|_| damaged())?,
             own: BTreeSet::new(),
             found: Vec::new(),
@@ -169,7 +170,7 @@ impl Folder {
         if found.is_empty() {
             return Ok(false);
         }
-        let place = self.place;
+        let place = self.place.clone();
         let (hash, told) = running.append_built(
             now,
             |reader| index::tell(reader, &place, &found),
@@ -222,7 +223,7 @@ impl Folder {
                 batches.push(Batch { author: entry.author, number: entry.number, records });
             }
         }
-        let place = self.place;
+        let place = self.place.clone();
         self.done += 1;
         running.db.write(|txn| index::take(txn, &place, batches, sealed.max_cursor))
     }
@@ -251,7 +252,7 @@ impl Folder {
 
     /// Decides what is to be done.
     pub(crate) fn decide(&mut self, running: &mut Running, tree: &Tree, now: Timestamp) -> Result<(), StoreError> {
-        let place = self.place;
+        let place = self.place.clone();
         let page = running.db.read(|reader| reader.pending_after(place.fid, None, usize::MAX))?;
         if page.is_empty() {
             return Ok(());
@@ -377,7 +378,7 @@ impl Desk<Tree> for Bench<'_> {
             return Ok(());
         }
         self.check(&applied.iter().map(|applied| &applied.path).collect::<Vec<_>>())?;
-        let (place, now) = (self.folder.place, self.now);
+        let (place, now) = (self.folder.place.clone(), self.now);
         self.folder.done += 1;
         self.running.db.write(|txn| index::commit(txn, &place, applied, now)).map(drop)
     }
@@ -406,7 +407,7 @@ impl Desk<Tree> for Bench<'_> {
             })
             .collect();
         self.check(&paths)?;
-        let place = self.folder.place;
+        let place = self.folder.place.clone();
         let (hash, ()) = self.running.append_built(
             self.now,
             |reader| index::settle(reader, &place, &conflicts),

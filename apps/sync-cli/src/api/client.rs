@@ -16,8 +16,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::socket::{self, Address};
 use super::{
     Devices, EventLine, Folders, Handed, HomeRelays, Invite, JoinLine, JoinRequest, Joined, OfferedFolders, Outcome,
-    Overview, Page, PlaceRequest, Pushed, RelayRequest, RestoreRequest, Restored, RevokeRequest, Undone, VERSION,
-    VERSION_HEADER, Versions, VersionsRequest,
+    Overview, Page, PlaceRequest, Pushed, RelayRequest, RestoreRequest, Restored, RevokeRequest, SelectRequest, Undone,
+    VERSION, VERSION_HEADER, Versions, VersionsRequest,
 };
 use crate::exit::Failure;
 
@@ -127,6 +127,11 @@ impl ApiClient {
     pub(crate) async fn pause(&self, folder: &str, paused: bool) -> Result<(), Failure> {
         let verb = if paused { "pause" } else { "resume" };
         self.done(&format!("/v1/folders/{folder}/{verb}"), Bytes::new()).await
+    }
+
+    pub(crate) async fn select(&self, folder: &str, paths: Vec<String>) -> Result<FolderStatus, Failure> {
+        let body = json(&SelectRequest { paths })?;
+        self.ask(Method::POST, &format!("/v1/folders/{folder}/select"), body, SCAN_PATIENCE).await
     }
 
     pub(crate) async fn rescan(&self, folder: &str) -> Result<FolderStatus, Failure> {

@@ -219,6 +219,13 @@ pub(crate) struct PlaceRequest {
     pub(crate) direction: Direction,
 }
 
+/// Asks for a part of a folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SelectRequest {
+    /// Paths below the folder; none for all of it.
+    pub(crate) paths: Vec<String>,
+}
+
 /// Asks what is kept of a path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct VersionsRequest {

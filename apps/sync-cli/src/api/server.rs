@@ -29,8 +29,8 @@ use super::loopback::{self, Guard, Loopback};
 use super::socket::{self, Address};
 use super::{
     Devices, Folders, Handed, HomeRelays, Invite, JoinLine, JoinRequest, OfferedFolders, Outcome, Overview, PAGE_BLOBS,
-    Page, PlaceRequest, Pushed, RateRequest, RelayRequest, RestoreRequest, Restored, RevokeRequest, Undone, VERSION,
-    VERSION_HEADER, Versions, VersionsRequest,
+    Page, PlaceRequest, Pushed, RateRequest, RelayRequest, RestoreRequest, Restored, RevokeRequest, SelectRequest,
+    Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest,
 };
 use crate::exit::Failure;
 use crate::service::{Events, Service};
@@ -133,6 +133,7 @@ fn routes() -> Vec<Route> {
         acts("/v1/folders/{folder}/place", place),
         acts("/v1/folders/{folder}/pause", pause),
         acts("/v1/folders/{folder}/resume", resume),
+        acts("/v1/folders/{folder}/select", select),
         acts("/v1/folders/{folder}/rescan", rescan),
         acts("/v1/folders/{folder}/leave", leave),
         acts("/v1/folders/{folder}/confirm", confirm),
@@ -427,6 +428,14 @@ async fn pause(State(app): State<App>, Path(folder): Path<String>) -> Answer<ser
 async fn resume(State(app): State<App>, Path(folder): Path<String>) -> Answer<serde_json::Value> {
     app.service.pause(&folder, false).await?;
     done()
+}
+
+async fn select(
+    State(app): State<App>,
+    Path(folder): Path<String>,
+    request: Result<Json<SelectRequest>, JsonRejection>,
+) -> Answer<FolderStatus> {
+    Ok(Json(app.service.select(&folder, request?.0.paths).await?))
 }
 
 async fn rescan(State(app): State<App>, Path(folder): Path<String>) -> Answer<FolderStatus> {

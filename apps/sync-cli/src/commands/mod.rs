@@ -16,6 +16,7 @@ pub(crate) mod relay;
 pub(crate) mod rescan;
 pub(crate) mod restore;
 pub(crate) mod run;
+pub(crate) mod select;
 pub(crate) mod share;
 pub(crate) mod status;
 pub(crate) mod unit;

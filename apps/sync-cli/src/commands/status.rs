@@ -83,6 +83,9 @@ fn add_folder(text: &mut String, folder: &FolderStatus) {
         Direction::ReceiveOnly => line(text, format_args!("  receive-only: changes made here are not told")),
         _ => {}
     }
+    if !folder.selected.is_empty() {
+        line(text, format_args!("  takes {}; `syncshell select` chooses", clean(&folder.selected.join(", "))));
+    }
     if folder.watching == Watching::Rescans {
         let why = folder.unwatched.as_deref().map(|why| format!(": {}", clean(why))).unwrap_or_default();
         line(text, format_args!("  changes are found by rescans, `syncshell rescan` looks at once{why}"));
@@ -229,6 +232,7 @@ mod tests {
         };
         let folder = FolderStatus {
             direction: Direction::ReceiveOnly,
+            selected: vec!["2026".into(), "old/best".into()],
             watching: Watching::Rescans,
             unwatched: Some("the table is full".into()),
             problems: vec![PathProblem { path: "a\nb".into(), problem: "it may not be read".into() }],
@@ -251,9 +255,10 @@ mod tests {
             device  anna dd
             warning no mDNS
 
-            folder  photos: up to date, 0 files, 0 B; 1 path is not in sync
+            folder  photos: up to date, 0 files, 0 B; 0 files and 0 B are left out here; 1 path is not in sync
               in /photos, group abababab
               receive-only: changes made here are not told
+              takes 2026, old/best; `syncshell select` chooses
               changes are found by rescans, `syncshell rescan` looks at once: the table is full
               not in sync: a�b: it may not be read
               conflict, both are kept: x (conflict 2026-11-21 AB12CD).txt

@@ -62,7 +62,8 @@ pub(crate) async fn run(folder: Arc<Folder>) {
         pending.borrow_and_update();
         progress.borrow_and_update();
         let mut left = false;
-        let ready = !folder.is_stopped() && folder.root().is_some() && !folder.snapshots.awaits();
+        let ready =
+            !folder.is_stopped() && folder.root().is_some() && !folder.snapshots.awaits() && !folder.is_comparing();
         if folder.direction != Direction::SendOnly && ready {
             folder.set_applying(true);
             match applying.round(&folder).await {
@@ -221,7 +222,8 @@ impl Applying {
     async fn is_held(&self, folder: &Arc<Folder>, applier: &Arc<Applier>) -> Result<bool, StoreError> {
         let fid = folder.fid;
         let totals = folder.store().read(move |reader| reader.folder_totals(fid)).await?;
-        if totals.pending_files < LEAST_HELD || totals.pending_files < totals.files / 4 {
+        let files = totals.files.saturating_sub(totals.left_out_files);
+        if totals.pending_files < LEAST_HELD || totals.pending_files < files / 4 {
             folder.hold(None);
             return Ok(false);
         }
@@ -242,7 +244,7 @@ impl Applying {
             let planned = planning.await.map_err(|_| StoreError::Closed)?;
             planned.displaced().for_each(|(_, how)| counts.add(how));
         }
-        let verdict = lock_guard(folder).check(now().0, totals.files.saturating_add(counts.deleted), counts);
+        let verdict = lock_guard(folder).check(now().0, files.saturating_add(counts.deleted), counts);
         let Verdict::Hold { deleted, rewritten, of } = verdict else {
             folder.hold(None);
             return Ok(false);

@@ -87,6 +87,7 @@ async fn tell_some(folder: &Arc<Folder>, conflicts: Vec<Conflict>) -> Result<(),
     let bytes = conflicts.len() * RECORDS_BYTES;
     let build = {
         let conflicts = conflicts.clone();
+        let place = place.clone();
         move |reader: &Reader<'_>| index::settle(reader, &place, &conflicts)
     };
     let work = {

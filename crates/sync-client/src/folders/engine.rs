@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use sync_core::folder::{Counts, Guard, guard};
 use sync_folder::apply::Applier;
 use sync_folder::cut::Cutter;
 use sync_folder::root::Root;
-use sync_store::{FolderRow, FolderRowId, Store};
+use sync_folder::selection::Selection;
+use sync_store::{FolderRow, FolderRowId, Store, StoreError, Txn};
 use sync_types::folder::TreePath;
 use sync_types::{EnvelopeHash, FolderId};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -47,11 +48,32 @@ pub(crate) struct Settings {
     pub(crate) direction: Direction,
     #[serde(default)]
     pub(crate) paused: bool,
+    /// The paths that this device takes; empty: all.
+    #[serde(default)]
+    pub(crate) selected: Vec<String>,
+    /// What was selected before, until the index was brought in line and the folder was walked.
+    #[serde(default)]
+    pub(crate) selected_before: Option<Vec<String>>,
 }
 
 impl Settings {
     pub(crate) fn of(row: &FolderRow) -> Self {
-        serde_json::from_str(&row.settings).unwrap_or_default()
+        Self::read(&row.settings)
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote.
+    pub(crate) fn read(settings: &str) -> Self {
+        serde_json::from_str(settings).unwrap_or_default()
+    }
+
+    /// The paths that this device takes.
+    pub(crate) fn selection(&self) -> Selection {
+        selection(&self.selected)
+    }
+
+    /// Those that it took before, if that is not brought to its end.
+    pub(crate) fn selection_before(&self) -> Option<Selection> {
+        self.selected_before.as_deref().map(selection)
     }
 
     pub(crate) fn encode(&self) -> String {
@@ -59,9 +81,8 @@ impl Settings {
     }
 }
 
-/// Which way a folder is synced, by its settings.
-pub(crate) fn direction(settings: &str) -> Direction {
-    serde_json::from_str::<Settings>(settings).unwrap_or_default().direction
+fn selection(paths: &[String]) -> Selection {
+    Selection::of(paths.iter().filter_map(|path| TreePath::new(path.as_str()).ok()))
 }
 
 /// What a folder is asked to do.
@@ -80,6 +101,9 @@ pub(crate) struct Folder {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
     pub(crate) direction: Direction,
+    pub(crate) selection: Selection,
+    /// Nothing is applied before what is here was compared with what is selected now.
+    comparing: AtomicBool,
     pub(crate) cutter: Cutter,
     pub(crate) counters: Counters,
     pub(crate) requests: mpsc::Sender<Request>,
@@ -172,6 +196,8 @@ impl Folder {
             name: row.name.clone(),
             path,
             direction: settings.direction,
+            selection: settings.selection(),
+            comparing: AtomicBool::new(settings.selected_before.is_some()),
             cutter: Cutter::new(chunker, seed)?,
             counters: Counters::default(),
             requests,
@@ -226,7 +252,7 @@ impl Folder {
 
     /// Where it is in the database.
     pub(crate) fn place(&self) -> Place {
-        Place { fid: self.fid, id: self.id, way: self.direction }
+        Place { fid: self.fid, id: self.id, way: self.direction, selection: self.selection.clone() }
     }
 
     /// The open root, if it is there.
@@ -313,6 +339,27 @@ impl Folder {
             }
             self.changed();
         }
+    }
+
+    /// Whether another selection was made, and the folder was not walked since.
+    pub(crate) fn is_comparing(&self) -> bool {
+        self.comparing.load(Ordering::Acquire)
+    }
+
+    /// Notes that all of the folder was compared with what is selected.
+    pub(crate) async fn compared(&self) -> Result<(), StoreError> {
+        if !self.is_comparing() {
+            return Ok(());
+        }
+        let (group, id) = (self.group.id, self.id);
+        let settled = move |txn: &mut Txn<'_>| {
+            let Some(row) = txn.reader().folder(&group, &id)? else { return Ok(()) };
+            let settings = Settings { selected_before: None, ..Settings::of(&row) };
+            txn.set_folder_settings(row.fid, &settings.encode())
+        };
+        self.store().write(0, settled).await?;
+        self.comparing.store(false, Ordering::Release);
+        Ok(())
     }
 
     pub(crate) fn set_scan_time(&self, took: Duration) {
@@ -533,6 +580,9 @@ impl Folder {
             bytes: totals.bytes,
             pending_files: totals.pending_files,
             pending_bytes: totals.pending_bytes,
+            selected: self.selection.paths().map(ToString::to_string).collect(),
+            left_out_files: totals.left_out_files,
+            left_out_bytes: totals.left_out_bytes,
             scanned_files: figure(&self.counters.scanned),
             scan_ms: known.scan_ms,
             fetched_bytes: figure(&self.counters.fetched),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use sync_folder::root::RootError;
+use sync_folder::selection::MAX_SELECTED;
 
 /// Why something about a folder did not work.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +35,9 @@ pub enum FolderError {
     /// The group cuts files in a way of a later version.
     #[error(transparent)]
     Chunker(#[from] sync_folder::cut::ChunkerError),
+    /// More paths are named than are kept.
+    #[error("at most {MAX_SELECTED} paths can be selected; name the directories they are in")]
+    Selected,
     /// The path is none of the folder's.
     #[error("{0} is no path of this folder")]
     Path(String),
@@ -73,7 +77,7 @@ impl FolderError {
             Self::AlreadyPlaced(_) => "folder-placed",
             Self::Root(_) => "folder-missing",
             Self::Chunker(_) => "newer-group",
-            Self::Path(_) => "bad-path",
+            Self::Path(_) | Self::Selected => "bad-path",
             Self::NoVersion { .. } => "no-version",
             Self::Exists(_) => "exists",
             Self::Stopped(_) => "folder-stopped",

@@ -9,12 +9,14 @@ use std::iter::successors;
 
 use sync_core::folder::snapshot::remembered;
 use sync_core::folder::{Action, Change, Disk, Reissue, Seen, Version, Versions, basis, decide, overtaken};
+use sync_folder::selection::Selection;
 use sync_folder::versions::Kept;
 use sync_folder::walk::{Kind, Stat};
 use sync_store::{Appended, Content, DiskState, FileRow, FolderRow, FolderRowId, NewKept, Reader, StoreError, Txn};
 use sync_types::folder::{Chunks, Dot, FileContent, KIND_RECORDS, Node, Record, RecordBatch, TreePath, folder_stream};
 use sync_types::{AuthorId, Cursor, FolderId, GroupId, Number, Timestamp};
 
+use super::engine::Settings;
 use super::rows::{self, ChunkRow};
 use super::status::Direction;
 
@@ -23,8 +25,8 @@ const LOOKED_THROUGH: usize = 64;
 /// Bytes a record takes beside its path.
 const RECORD_BYTES: usize = 100;
 
-/// A folder in a database, and which way it is synced.
-#[derive(Debug, Clone, Copy)]
+/// A folder in a database, and what of it is synced which way.
+#[derive(Debug, Clone)]
 #[expect(clippy::exhaustive_structs, reason = "whoever works on an index names all of it")]
 pub struct Place {
     /// Its row.
@@ -33,6 +35,15 @@ pub struct Place {
     pub id: FolderId,
     /// Which way changes go on this device.
     pub way: Direction,
+    /// Which paths this device takes.
+    pub selection: Selection,
+}
+
+impl Place {
+    /// Whether this device takes the path of a key.
+    fn takes(&self, key: &[u8]) -> bool {
+        self.selection.is_everything() || TreePath::from_key(key).is_some_and(|path| self.selection.takes(&path))
+    }
 }
 
 // ---- what the group says ----
@@ -94,7 +105,10 @@ pub(super) fn put_versions(
     let disk = row.and_then(|row| row.disk.as_ref());
     let pending = differs(&txn.reader(), place, &key, versions, disk)?;
     let (live, size) = extent(versions);
-    txn.put_versions(place.fid, &key, &versions.encode(), live, size, pending)?;
+    let file = txn.put_versions(place.fid, &key, &versions.encode(), live, size, pending)?;
+    if row.is_none() && !place.takes(&key) {
+        txn.set_left_out(file, true)?;
+    }
     let mut news = pending;
     if !live {
         return Ok(emptied_above(txn, place, &key)? || news);
@@ -154,8 +168,8 @@ pub fn reissue_body(body: &[u8], old: AuthorId, lowest: Number) -> Vec<u8> {
 pub fn reissued(txn: &mut Txn<'_>, group: &GroupId, reissue: &Reissue) -> Result<(), StoreError> {
     let folders = txn.reader().folders()?;
     for FolderRow { fid, id, settings, .. } in folders.into_iter().filter(|row| row.group == *group) {
-        let way = super::engine::direction(&settings);
-        let place = Place { fid, id, way };
+        let settings = Settings::read(&settings);
+        let place = Place { fid, id, way: settings.direction, selection: settings.selection() };
         let mut after: Option<Vec<u8>> = None;
         loop {
             let page = txn.reader().files_after(fid, after.as_deref(), LOOKED_AT)?;
@@ -181,6 +195,37 @@ pub fn reissued(txn: &mut Txn<'_>, group: &GroupId, reissue: &Reissue) -> Result
         }
     }
     Ok(())
+}
+
+// ---- what is selected ----
+
+/// Brings a page of rows in line with another selection; the key after which the next one begins, none at the end.
+///
+/// What becomes left out, and what no longer is, lies on disk as nobody knows: the index forgets it, so that it is compared
+/// as where a device joins, and its absence is no deletion. Where its chunks lie stays known, and is checked whenever one is
+/// read, so that others can go on to fetch what they have not got yet.
+pub fn reselect(
+    txn: &mut Txn<'_>,
+    place: &Place,
+    before: &Selection,
+    after: Option<&[u8]>,
+    limit: usize,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    let page = txn.reader().files_after(place.fid, after, limit)?;
+    let next = page.last().filter(|_| page.len() == limit).map(|row| row.key.clone());
+    for row in page {
+        let Some(path) = TreePath::from_key(&row.key) else { continue };
+        let taken = place.selection.takes(&path);
+        if taken && before.takes(&path) {
+            continue;
+        }
+        let chunks = txn.reader().chunk_list(row.file)?;
+        let pending = differs(&txn.reader(), place, &row.key, &rows::versions(Some(&row))?, None)?;
+        txn.set_disk(row.file, None, pending)?;
+        txn.put_chunks(row.file, &chunks)?;
+        txn.set_left_out(row.file, !taken)?;
+    }
+    Ok(next)
 }
 
 // ---- what is to happen ----
@@ -263,9 +308,10 @@ fn action(
     versions: &Versions,
     disk: Option<&Disk>,
 ) -> Result<Action, StoreError> {
+    let taken = place.takes(key);
     let directory = versions.winner().is_some_and(|winner| winner.node == Node::Directory);
-    let live_below = !directory && live_below(reader, place.fid, key)?;
-    Ok(decide(&Seen { versions, disk, live_below, direction: direction(place.way) }))
+    let live_below = taken && !directory && live_below(reader, place.fid, key)?;
+    Ok(decide(&Seen { versions, disk, live_below, direction: direction(place.way), taken }))
 }
 
 /// Whether something is to be done at a path.
@@ -962,10 +1008,15 @@ fn put_told(
     chunks: &[ChunkRow],
 ) -> Result<(), StoreError> {
     let key = path.key();
-    let mut versions = rows::versions(txn.reader().file(place.fid, &key)?.as_ref())?;
+    let row = txn.reader().file(place.fid, &key)?;
+    let mut versions = rows::versions(row.as_ref())?;
     version.map(|version| versions.insert(version));
     let pending = differs(&txn.reader(), place, &key, &versions, disk.as_ref())?;
     let (live, size) = extent(&versions);
     let file = txn.put_file(place.fid, &key, &versions.encode(), live, size, disk.as_ref(), pending)?;
+    if row.is_none() && !place.takes(&key) {
+        // a conflict copy beside the one file that is selected
+        txn.set_left_out(file, true)?;
+    }
     txn.put_chunks(file, chunks)
 }

@@ -28,12 +28,14 @@ pub use status::{
     DeviceStatus, Direction, FolderState, FolderStatus, KeptVersion, Offered, PathProblem, RestoreTo, Watching,
 };
 use sync_folder::root::{self, Root};
+use sync_folder::selection::{MAX_SELECTED, Selection};
 use sync_store::{Content, FolderRow, Limits};
-use sync_types::folder::{Announcement, KIND_FOLDER, OWN_DIR, folder_of, folder_stream};
+use sync_types::folder::{Announcement, KIND_FOLDER, OWN_DIR, TreePath, folder_of, folder_stream};
 use sync_types::{Charter, Cursor, Envelope, FolderId, GroupId};
 use tokio::sync::oneshot;
 
 use self::engine::{Folder, Request, Settings};
+use self::index::Place;
 use crate::device::{Device, Inner};
 use crate::error::ClientError;
 use crate::group::Group;
@@ -44,6 +46,9 @@ const LOOKED_THROUGH: usize = 1024;
 
 /// Rows of a folder that is left, removed in one commit.
 const REMOVED: usize = 10_000;
+
+/// Rows brought in line with another selection in one commit.
+const RESELECTED: usize = 10_000;
 
 /// How a folder is placed on this device.
 #[derive(Debug, Clone, Default)]
@@ -96,6 +101,7 @@ pub(crate) async fn start_all(device: &Arc<Inner>) -> Result<(), ClientError> {
 
 async fn start(device: &Arc<Inner>, group: &Arc<Group>, row: &FolderRow) -> Result<(), ClientError> {
     let id = group.id;
+    reselect(group, row).await?;
     let charter = group.store().read(move |reader| Ok(reader.group(&id)?.charter)).await?;
     let chunker = Charter::decode(&charter).map_err(crate::keys::KeysError::from)?.chunker;
     let spawn = |task| device.spawn(task);
@@ -110,7 +116,34 @@ async fn start(device: &Arc<Inner>, group: &Arc<Group>, row: &FolderRow) -> Resu
     Ok(())
 }
 
+/// Brings the index in line with another selection. That is done from its beginning until the folder was walked after it:
+/// what was found in a walk that did not come to its end is compared once more.
+async fn reselect(group: &Arc<Group>, row: &FolderRow) -> Result<(), ClientError> {
+    let settings = Settings::of(row);
+    let Some(before) = settings.selection_before() else { return Ok(()) };
+    let place = Place { fid: row.fid, id: row.id, way: settings.direction, selection: settings.selection() };
+    let mut after: Option<Vec<u8>> = None;
+    loop {
+        let (place, before, from) = (place.clone(), before.clone(), after.take());
+        let work =
+            move |txn: &mut sync_store::Txn<'_>| index::reselect(txn, &place, &before, from.as_deref(), RESELECTED);
+        after = group.store().write(RESELECTED * 256, work).await?;
+        if after.is_none() {
+            return Ok(());
+        }
+    }
+}
+
 impl Inner {
+    /// Ends the tasks of a folder, if it has any.
+    async fn stop_folder(&self, id: FolderId) {
+        let running = self.folders.running().remove(&id);
+        if let Some(running) = running {
+            running.cancel.cancel();
+            running.ended().await;
+        }
+    }
+
     async fn placed(&self) -> Result<Vec<FolderRow>, ClientError> {
         let rows = self.shared.store.read(|reader| reader.folders()).await?;
         Ok(rows.into_iter().filter(|row| row.root.is_some()).collect())
@@ -187,7 +220,7 @@ impl Device {
         let mut name = options.name.or(directory).unwrap_or_else(|| "folder".to_owned());
         name.truncate(name.floor_char_boundary(sync_types::bounds::MAX_NAME));
         make_root(path.clone(), id).await?;
-        let settings = Settings { direction: options.direction, paused: false }.encode();
+        let settings = Settings { direction: options.direction, ..Settings::default() }.encode();
         let announcement = Announcement { name: name.clone() }.encode();
         let content = Content::Sealed { kind: KIND_FOLDER, stream: folder_stream(&id), body: announcement };
         let (gid, root) = (group.id, path_text(&path));
@@ -268,7 +301,7 @@ impl Device {
         inner.free(&path).await?;
         make_root(path.clone(), folder).await?;
         let path = absolute(&path)?;
-        let settings = Settings { direction: options.direction, paused: false }.encode();
+        let settings = Settings { direction: options.direction, ..Settings::default() }.encode();
         let (gid, root, name) = (group.id, path_text(&path), options.name.unwrap_or(known.name));
         let placing = inner.shared.store.write(256, move |txn| {
             let fid = txn.add_folder(&gid, &folder, &name)?;
@@ -310,14 +343,40 @@ impl Device {
         let row = inner.row(folder).await?;
         let settings = Settings { paused, ..Settings::of(&row) }.encode();
         inner.shared.store.write(0, move |txn| txn.set_folder_settings(row.fid, &settings)).await?;
-        let running = inner.folders.running().remove(&folder);
-        if let Some(running) = running {
-            running.cancel.cancel();
-            running.ended().await;
-        }
+        inner.stop_folder(folder).await;
         let row = inner.row(folder).await?;
         let group = inner.group(&row.group).ok_or(ClientError::UnknownGroup(row.group))?;
         start(inner, &group, &row).await
+    }
+
+    /// Chooses the paths of a folder that this device takes, with what is below them; all of them where none is named.
+    ///
+    /// What is left out stays on disk as it is and is not synced from here on. What is taken again is compared as where a
+    /// device joins: equal content stays, of different one both are kept, and what is not here is fetched.
+    pub async fn select_paths(&self, folder: FolderId, paths: &[String]) -> Result<FolderStatus, ClientError> {
+        let inner = &self.inner;
+        if paths.len() > MAX_SELECTED {
+            return Err(FolderError::Selected.into());
+        }
+        let paths = paths.iter().map(|path| {
+            let tidy = path.strip_prefix("./").unwrap_or(path).trim_end_matches('/');
+            TreePath::new(tidy).map_err(|_| FolderError::Path(path.clone()))
+        });
+        let selection = Selection::of(paths.collect::<Result<Vec<_>, _>>()?);
+        let _one = inner.folders.changing.lock().await;
+        inner.stop_folder(folder).await;
+        let row = inner.row(folder).await?;
+        let group = inner.group(&row.group).ok_or(ClientError::UnknownGroup(row.group))?;
+        let settings = Settings::of(&row);
+        if settings.selection() != selection {
+            // what the index says is in line with what it was before, also where that was chosen just now
+            reselect(&group, &row).await?;
+            let selected = selection.paths().map(ToString::to_string).collect();
+            let settings = Settings { selected, selected_before: Some(settings.selected), ..settings }.encode();
+            inner.shared.store.write(0, move |txn| txn.set_folder_settings(row.fid, &settings)).await?;
+        }
+        start(inner, &group, &inner.row(folder).await?).await?;
+        self.folder_status(folder).await
     }
 
     /// Walks the whole folder now, and returns once what was found is told.
@@ -335,11 +394,7 @@ impl Device {
         let inner = &self.inner;
         let _one = inner.folders.changing.lock().await;
         let row = inner.row(folder).await?;
-        let running = inner.folders.running().remove(&folder);
-        if let Some(running) = running {
-            running.cancel.cancel();
-            running.ended().await;
-        }
+        inner.stop_folder(folder).await;
         // first so that half an index is never taken for a whole one, then in pieces, so that no commit is large
         inner.shared.store.write(0, move |txn| txn.set_folder_root(row.fid, None)).await?;
         while inner.shared.store.write(0, move |txn| txn.remove_files(row.fid, REMOVED)).await? > 0 {}
@@ -430,6 +485,9 @@ async fn resting(device: &Inner, row: FolderRow) -> Result<FolderStatus, ClientE
         bytes: totals.bytes,
         pending_files: totals.pending_files,
         pending_bytes: totals.pending_bytes,
+        selected: settings.selection().paths().map(ToString::to_string).collect(),
+        left_out_files: totals.left_out_files,
+        left_out_bytes: totals.left_out_bytes,
         scanned_files: 0,
         scan_ms: None,
         fetched_bytes: 0,

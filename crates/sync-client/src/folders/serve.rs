@@ -91,7 +91,7 @@ fn locate(reader: &Reader<'_>, group: &GroupId, hash: &[u8; 32]) -> Result<Locat
     let mut places = reader.chunk_places(group, hash, PLACES)?;
     for place in places.iter().filter(|place| place.offset >= LIST_OFFSET) {
         if let Some(row) = reader.file(place.fid, &place.key)? {
-            let size = row.disk.map_or(0, |disk| disk.size);
+            let size = row.disk.map_or(row.size, |disk| disk.size);
             let piece = rows::list_piece(&reader.chunk_list(row.file)?, size, place.offset, place.len);
             if let Some(piece) = piece.filter(|piece| blake3::hash(piece) == *hash) {
                 return Ok(Located::Piece(piece));

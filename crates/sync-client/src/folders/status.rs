@@ -85,6 +85,13 @@ pub struct FolderStatus {
     pub pending_files: u64,
     /// Bytes of those.
     pub pending_bytes: u64,
+    /// The paths that this device takes; empty: all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub selected: Vec<String>,
+    /// Those of `files` that are not selected here.
+    pub left_out_files: u64,
+    /// Bytes of them.
+    pub left_out_bytes: u64,
     /// Files read and told by the scan under way, or by the last one.
     pub scanned_files: u64,
     /// Milliseconds the last whole scan took.

@@ -210,6 +210,7 @@ async fn scan(folder: &Arc<Folder>, root: &Arc<Root>, look: Look) -> Result<BTre
     });
     let again = scanning.await.map_err(|_| Stop::Store(StoreError::Closed))??;
     if whole {
+        folder.compared().await?;
         folder.set_scan_time(start.elapsed());
     }
     Ok(again)
@@ -265,6 +266,7 @@ impl<'s> Scan<'s> {
             return Ok(BTreeSet::new());
         }
         let ignored = Ignored::load(root).map_err(|error| Stop::Root(error.to_string()))?;
+        let ignored = ignored.and_all_but(folder.selection.clone());
         for line in ignored.invalid() {
             let problem = format!("line {} is no pattern: {}", line.line, line.reason);
             folder.set_path_problem(IGNORE_FILE, Some(problem));
@@ -552,7 +554,7 @@ async fn tell(folder: &Arc<Folder>, differences: Vec<Difference>) -> Result<Vec<
     let differences = Arc::new(differences);
     let bytes = differences.iter().map(Difference::weight).sum();
     let build = {
-        let differences = differences.clone();
+        let (place, differences) = (place.clone(), differences.clone());
         move |reader: &Reader<'_>| index::tell(reader, &place, &differences)
     };
     let work = {

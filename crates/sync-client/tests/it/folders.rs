@@ -47,6 +47,11 @@ impl Shared {
     async fn equal(&self) {
         equal(&self.left(), &self.right(), &[&self.a, &self.b]).await;
     }
+
+    /// Waits until a directory is the same on both.
+    async fn equal_below(&self, directory: &str) {
+        equal(&self.left().join(directory), &self.right().join(directory), &[&self.a, &self.b]).await;
+    }
 }
 
 /// Everything in a tree, with content or link target; what the program keeps for itself is left out.
@@ -413,6 +418,156 @@ async fn a_mass_deletion_is_held_back_until_it_is_confirmed_or_undone() {
     shared.b.confirm_folder(shared.folder).await.expect("confirms");
     shared.equal().await;
     assert_eq!(tree(&shared.right()).len(), 10);
+}
+
+/// Waits until a device says that it is up to date and a file has this content.
+async fn until_at(device: &Device, path: &Path, content: &str) {
+    let start = Instant::now();
+    loop {
+        let status = only(device).await;
+        let is_there = std::fs::read(path).is_ok_and(|bytes| bytes == content.as_bytes());
+        if is_there && status.state == FolderState::UpToDate {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "{} is not {content}: {status:#?}", path.display());
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Files whose names begin so, with their contents.
+fn called(root: &Path, beginning: &str) -> Vec<String> {
+    let found = tree(root).into_iter().filter(|(path, _)| path.to_string_lossy().starts_with(beginning));
+    let mut contents: Vec<_> =
+        found.map(|(_, bytes)| String::from_utf8(bytes.unwrap_or_default()).expect("text")).collect();
+    contents.sort();
+    contents
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_selected_stays_and_is_compared_when_it_is_selected_again() {
+    let site = Site::new();
+    let left = site.path("left");
+    let names = ["docs/a", "docs/b", "photos/1", "photos/deep/2", "photos/gone", "photos/absent", "top.txt"];
+    names.iter().for_each(|name| write(&left.join(name), format!("{name} at first")));
+    let large = noise(3 << 20);
+    write(&left.join("photos/large"), &large);
+    let mut shared = Shared::of(site).await;
+    shared.equal().await;
+    let (left, right) = (shared.left(), shared.right());
+    let (a, b, folder) = (&shared.a, &shared.b, shared.folder);
+    let before = tree(&right);
+    let status = b.select_paths(folder, &["./docs/".to_owned()]).await.expect("selects");
+    assert_eq!(status.selected, ["docs"]);
+    assert_eq!(status.left_out_files, 8, "five files of photos, its two directories, and the text beside it");
+    assert_eq!(status.left_out_bytes, (3 << 20) + 97);
+    assert_eq!(tree(&right), before, "nothing is removed");
+
+    // what others do to the rest (as no text, of which edits could be merged) is not taken, and what is done to it here is not told
+    write(&left.join("photos/1"), "a's 1\0");
+    write(&left.join("photos/new"), "new");
+    std::fs::remove_file(left.join("photos/gone")).expect("removes");
+    write(&right.join("top.txt"), "b's top\0");
+    write(&right.join("photos/mine"), "mine");
+    std::fs::remove_file(right.join("photos/absent")).expect("removes");
+    b.rescan_folder(folder).await.expect("scans");
+    write(&left.join("docs/a"), "a's a");
+    until_at(b, &right.join("docs/a"), "a's a").await;
+    write(&right.join("docs/b"), "b's b");
+    until_at(a, &left.join("docs/b"), "b's b").await;
+    for (path, content) in [("photos/1", "photos/1 at first"), ("photos/gone", "photos/gone at first")] {
+        assert_eq!(std::fs::read_to_string(right.join(path)).expect("reads"), content);
+    }
+    assert!(!right.join("photos/new").exists() && !left.join("photos/mine").exists());
+    assert!(left.join("photos/absent").exists());
+    assert_eq!(std::fs::read_to_string(left.join("top.txt")).expect("reads"), "top.txt at first");
+
+    // it is kept across a restart
+    shared.b.close().await;
+    shared.b = shared.site.open("b").await;
+    let (b, status) = (&shared.b, only(&shared.b).await);
+    assert_eq!((status.selected, status.left_out_files), (vec!["docs".to_owned()], 8));
+
+    let status = b.select_paths(folder, &[]).await.expect("selects");
+    assert_eq!((status.selected.len(), status.left_out_files, status.left_out_bytes), (0, 0, 0));
+    shared.equal().await;
+    let status = only(b).await;
+    assert!(status.fetched_bytes < 1000, "equal content moves nothing: {}", status.fetched_bytes);
+    assert_eq!(std::fs::read(right.join("photos/large")).expect("reads"), large);
+    assert_eq!(called(&left, "photos/1"), ["a's 1\0", "photos/1 at first"]);
+    assert_eq!(called(&left, "top"), ["b's top\0", "top.txt at first"]);
+    assert_eq!(called(&left, "photos/absent"), ["photos/absent at first"]);
+    assert_eq!(called(&left, "photos/gone"), ["photos/gone at first"], "as where a device joins with a file");
+    assert_eq!([called(&left, "photos/mine"), called(&right, "photos/new")].concat(), ["mine", "new"]);
+    assert_eq!(called(&left, "docs/a"), ["a's a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_selection_is_brought_to_its_end_after_a_crash() {
+    let site = Site::new();
+    for name in ["one/a", "one/b", "two/a", "three/a"] {
+        write(&site.path("left").join(name), name);
+    }
+    let mut shared = Shared::of(site).await;
+    shared.equal().await;
+    let (left, right) = (shared.left(), shared.right());
+    let paths = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    shared.b.select_paths(shared.folder, &paths(&["one/a", "two"])).await.expect("selects");
+    std::fs::remove_file(right.join("one/b")).expect("removes");
+    // one after the other, none of which comes to its end
+    for some in [&["three"][..], &["one"], &["one", "three"]] {
+        shared.b.select_paths(shared.folder, &paths(some)).await.expect("selects");
+        shared.b.close().await;
+        shared.b = shared.site.open("b").await;
+    }
+    until_at(&shared.b, &right.join("one/b"), "one/b").await;
+    write(&left.join("two/a"), "changed\0");
+    write(&left.join("three/a"), "changed");
+    until_at(&shared.b, &right.join("three/a"), "changed").await;
+    assert_eq!(std::fs::read_to_string(right.join("two/a")).expect("reads"), "two/a");
+    for refused in ["", "/one", "one//a", "../one", ".syncshell"] {
+        let refusal = shared.b.select_paths(shared.folder, &paths(&[refused])).await.expect_err("no path");
+        assert!(refusal.to_string().contains("no path of this folder"), "{refused}: {refusal}");
+    }
+    assert!(shared.b.select_paths(shared.folder, &vec!["a".to_owned(); 1025]).await.is_err());
+    shared.b.select_paths(shared.folder, &[]).await.expect("selects");
+    until_at(&shared.b, &right.join("one/a"), "one/a").await;
+    shared.equal().await;
+    assert_eq!(called(&left, "two/a"), ["changed\0", "two/a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_out_is_served_and_does_not_weigh_in_a_mass_change() {
+    let site = Site::new();
+    for number in 0..30 {
+        write(&site.path("left").join(format!("docs/{number}")), format!("text {number}"));
+    }
+    for number in 0..120 {
+        write(&site.path("left").join(format!("photos/{number}")), format!("picture {number}"));
+    }
+    let shared = Shared::of(site).await;
+    shared.equal().await;
+    shared.b.select_paths(shared.folder, &["docs".to_owned()]).await.expect("selects");
+    until_at(&shared.b, &shared.right().join("docs/7"), "text 7").await;
+    let docs = shared.left().join("docs");
+    (0..30).for_each(|number| std::fs::remove_file(docs.join(number.to_string())).expect("removes"));
+    let held = until_held(&shared.b).await;
+    assert!(held.contains("deleted 30") && held.contains("of 31 files"), "{held}");
+    assert_eq!(shared.b.undo_folder(shared.folder).await.expect("undoes"), 30);
+    until_at(&shared.a, &docs.join("7"), "text 7").await;
+    // what was only told by a device that left it out since is to be had from there
+    write(&shared.right().join("docs/large"), noise(600 << 10));
+    until_at(&shared.a, &docs.join("8"), "text 8").await;
+    shared.equal_below("docs").await;
+    shared.b.select_paths(shared.folder, &["photos".to_owned()]).await.expect("selects");
+    let c = shared.site.device("c").await;
+    let group = only(&shared.b).await.group.parse().expect("an id");
+    pair(&shared.b.client(group).expect("a client"), &c).await;
+    shared.a.pause_folder(shared.folder, true).await.expect("pauses");
+    c.offered_folders(group, PATIENCE).await.expect("folders");
+    let third = shared.site.path("third");
+    c.place_folder(group, shared.folder, &third, FolderOptions::default()).await.expect("places");
+    until_at(&c, &third.join("docs/7"), "text 7").await;
+    assert_eq!(tree(&third).get(Path::new("docs/large")), tree(&shared.right()).get(Path::new("docs/large")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -249,6 +249,53 @@ async fn who_was_away_neither_brings_back_nor_loses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_device_with_a_part_of_the_folder_takes_snapshots_in_and_leaves_the_rest_alone() {
+    let mut folders = Folders::new().await;
+    for n in 0..5 {
+        write(&folders.tree("a").join(format!("old-{n}")), &format!("old {n}"));
+    }
+    write(&folders.tree("a").join("in/first"), "first");
+    folders.join("a", "b").await;
+    folders.equal().await;
+    let tree = folders.tree("b");
+    let status = folders.devices["b"].select_paths(folders.folder, &["in".to_owned()]).await.expect("selects");
+    assert_eq!((status.left_out_files, status.files), (5, 7));
+    folders.close("b").await;
+    folders.edit("a", "old-0", None).await;
+    folders.edit("a", "old-1", Some("edited by a")).await;
+    history(&folders, "a", 0..60).await;
+    folders.until("a", "covered", |log| log.snapshot_bytes > 0).await;
+    std::fs::remove_file(tree.join("old-2")).expect("removes");
+    write(&tree.join("in/mine"), "by b");
+
+    folders.open("b").await;
+    let is_in = |name: &&String| name.starts_with("in/");
+    let start = Instant::now();
+    while names(&folders.tree("a")).iter().filter(is_in).ne(names(&tree).iter().filter(is_in)) {
+        assert!(start.elapsed() < PATIENCE, "not equal: {:#?}", folders.status("b").await);
+        tokio::time::sleep(LOOK).await;
+    }
+    let log = folders.until("b", "short", |log| log.dropped > 0).await;
+    assert!(log.snapshot_fetched > 0, "{log:?}");
+    folders.believes("b").await;
+    folders.believes("a").await;
+    let old: Vec<_> = files(&tree).into_iter().filter(|(path, _)| path.to_string_lossy().starts_with("old")).collect();
+    let old: Vec<_> = old.iter().map(|(_, content)| content.as_str()).collect();
+    assert_eq!(old, ["old 0", "old 1", "old 3", "old 4"], "what is left out is left alone");
+    assert!(!tree.join("a-passing").exists());
+    assert_eq!(folders.status("b").await.left_out_files, 4, "as many as others have");
+
+    folders.devices["b"].select_paths(folders.folder, &[]).await.expect("selects");
+    folders.equal().await;
+    let found = files(&folders.tree("a"));
+    let content = |path: &str| found.get(Path::new(path)).map(String::as_str);
+    assert_eq!(content("old-0"), Some("old 0"), "as where a device joins with a file");
+    assert_eq!(content("old-1"), Some("edited by a"));
+    assert_eq!(content("old-2"), Some("old 2"), "its absence told nothing");
+    assert_eq!(content("in/mine"), Some("by b"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_with_all_entries_one_with_some_and_one_with_none_come_to_the_same() {
     let mut folders = Folders::new().await;
     folders.join("a", "b").await;

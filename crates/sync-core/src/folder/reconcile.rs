@@ -48,6 +48,8 @@ pub struct Seen<'a> {
     pub live_below: bool,
     /// Which way the folder is synced.
     pub direction: Direction,
+    /// Whether this device takes the path; what is at one that it leaves out is nobody's business.
+    pub taken: bool,
 }
 
 /// What is to happen at a path.
@@ -92,6 +94,9 @@ pub enum Held {
 /// Compares what the group says about a path with what lies there.
 #[must_use]
 pub fn decide(seen: &Seen<'_>) -> Action {
+    if !seen.taken {
+        return Action::Nothing;
+    }
     let wanted = wanted(seen);
     let Some(disk) = seen.disk else {
         return match (wanted, seen.direction) {
@@ -534,11 +539,11 @@ mod tests {
     }
 
     fn action(versions: &Versions, disk: Option<&Disk>) -> Action {
-        decide(&Seen { versions, disk, live_below: false, direction: Direction::Both })
+        decide(&Seen { versions, disk, live_below: false, direction: Direction::Both, taken: true })
     }
 
     fn above(versions: &Versions, disk: Option<&Disk>) -> Action {
-        decide(&Seen { versions, disk, live_below: true, direction: Direction::Both })
+        decide(&Seen { versions, disk, live_below: true, direction: Direction::Both, taken: true })
     }
 
     #[test]
@@ -613,7 +618,8 @@ mod tests {
     fn one_way_folders() {
         let (lost, won) = (version(dot(1, 1), &[], file(1)), version(dot(3, 1), &[], file(3)));
         let versions = row(&[&lost, &won]);
-        let go = |direction, disk| decide(&Seen { versions: &versions, disk, live_below: false, direction });
+        let seen = |direction, disk| Seen { versions: &versions, disk, live_below: false, direction, taken: true };
+        let go = |direction, disk| decide(&seen(direction, disk));
         let (lies, mine) = (disk(file(1), &[dot(1, 1)]), disk(file(7), &[]));
         let take = disk(file(3), &[dot(3, 1)]);
         assert_eq!(go(Direction::SendOnly, None), Action::Held(Held::SendOnly));
@@ -622,7 +628,7 @@ mod tests {
         assert_eq!(go(Direction::ReceiveOnly, Some(&lies)), Action::Take(take.clone()), "nothing is told from here");
         assert_eq!(go(Direction::ReceiveOnly, Some(&mine)), Action::Held(Held::ReceiveOnly));
         let (live_below, direction) = (false, Direction::ReceiveOnly);
-        let revert = |versions: &Versions, disk| revert(&Seen { versions, disk, live_below, direction });
+        let revert = |versions: &Versions, disk| revert(&Seen { versions, disk, live_below, direction, taken: true });
         assert_eq!(revert(&versions, Some(&mine)), Action::Take(take));
         assert_eq!(revert(&row(&[]), Some(&mine)), Action::Remove);
         assert_eq!(revert(&row(&[]), None), Action::Nothing);

@@ -64,7 +64,7 @@ impl Device {
 
     fn seen<'a>(&'a self, path: &TreePath, none: &'a Versions) -> Seen<'a> {
         let (versions, disk) = (self.rows.get(path).unwrap_or(none), self.disk.get(path));
-        Seen { versions, disk, live_below: self.is_live_below(path), direction: self.direction }
+        Seen { versions, disk, live_below: self.is_live_below(path), direction: self.direction, taken: true }
     }
 
     fn changes(&self) -> Vec<Change> {

@@ -114,6 +114,10 @@ pub struct FolderTotals {
     pub pending_files: u64,
     /// Bytes of what is to be there.
     pub pending_bytes: u64,
+    /// Those of `files` that this device does not take.
+    pub left_out_files: u64,
+    /// Bytes of them.
+    pub left_out_bytes: u64,
 }
 
 /// A version about to be kept: what was replaced or removed.
@@ -206,7 +210,7 @@ impl Txn<'_> {
     pub fn remove_files(&mut self, fid: FolderRowId, limit: usize) -> Result<usize, StoreError> {
         let conn = self.live()?;
         let mut gone = Sums::default();
-        let sql = "SELECT live, size, pending FROM files WHERE fid = ?1 ORDER BY key LIMIT ?2";
+        let sql = "SELECT live, size, pending, left_out FROM files WHERE fid = ?1 ORDER BY key LIMIT ?2";
         for before in conn.prepare_cached(sql)?.query_map((fid.0, rows(limit)), |row| counted(row, 0))? {
             gone.change(fid, before?, Counted::default());
         }
@@ -228,8 +232,9 @@ impl Txn<'_> {
         disk: Option<&DiskState>,
         pending: bool,
     ) -> Result<FileRowId, StoreError> {
-        let now = Counted { live, size: signed(size), pending };
         let known = self.known(fid, key)?;
+        let now =
+            Counted { live, size: signed(size), pending, left_out: known.is_some_and(|(_, before)| before.left_out) };
         let file = match known {
             Some((file, before)) => {
                 self.sums.change(fid, before, now);
@@ -255,7 +260,7 @@ impl Txn<'_> {
 
     /// The row of a path, and what of it counts in the folder's sums.
     fn known(&self, fid: FolderRowId, key: &[u8]) -> Result<Option<(FileRowId, Counted)>, StoreError> {
-        let sql = "SELECT file, live, size, pending FROM files WHERE fid = ?1 AND key = ?2";
+        let sql = "SELECT file, live, size, pending, left_out FROM files WHERE fid = ?1 AND key = ?2";
         let mut statement = self.live()?.prepare_cached(sql)?;
         let found = statement.query_row((fid.0, key), |row| Ok((FileRowId(row.get(0)?), counted(row, 1)?)));
         Ok(found.optional()?)
@@ -263,7 +268,7 @@ impl Txn<'_> {
 
     /// The folder of a row, and what of it counts in the folder's sums.
     fn known_row(&self, file: FileRowId) -> Result<Option<(FolderRowId, Counted)>, StoreError> {
-        let sql = "SELECT fid, live, size, pending FROM files WHERE file = ?1";
+        let sql = "SELECT fid, live, size, pending, left_out FROM files WHERE file = ?1";
         let mut statement = self.live()?.prepare_cached(sql)?;
         let found = statement.query_row([file.0], |row| Ok((FolderRowId(row.get(0)?), counted(row, 1)?)));
         Ok(found.optional()?)
@@ -274,10 +279,12 @@ impl Txn<'_> {
         for (fid, sums) in std::mem::take(&mut self.sums).0 {
             let sql = "UPDATE folder_totals SET files = files + ?2, bytes_high = bytes_high + ?3, \
                bytes_low = bytes_low + ?4, pending_files = pending_files + ?5, pending_high = pending_high + ?6, \
-               pending_low = pending_low + ?7 WHERE fid = ?1";
-            let [files, high, low, pending_files, pending_high, pending_low] = sums;
-            let values = params![fid, files, high, low, pending_files, pending_high, pending_low];
-            self.live()?.prepare_cached(sql)?.execute(values)?;
+               pending_low = pending_low + ?7, left_out_files = left_out_files + ?8, \
+               left_out_high = left_out_high + ?9, left_out_low = left_out_low + ?10 WHERE fid = ?1";
+            let [files, high, low, pending_files, pending_high, pending_low, left_out, out_high, out_low] = sums;
+            let pending = params![pending_files, pending_high, pending_low];
+            let values = [params![fid, files, high, low], pending, params![left_out, out_high, out_low]].concat();
+            self.live()?.prepare_cached(sql)?.execute(&values[..])?;
         }
         Ok(())
     }
@@ -292,8 +299,9 @@ impl Txn<'_> {
         size: u64,
         pending: bool,
     ) -> Result<FileRowId, StoreError> {
-        let now = Counted { live, size: signed(size), pending };
         let known = self.known(fid, key)?;
+        let now =
+            Counted { live, size: signed(size), pending, left_out: known.is_some_and(|(_, before)| before.left_out) };
         let (file, before) = known.unzip();
         self.sums.change(fid, before.unwrap_or_default(), now);
         let conn = self.live()?;
@@ -315,6 +323,14 @@ impl Txn<'_> {
         let sql = "UPDATE files SET pending = ?2, disk_kind = ?3, disk_size = ?4, disk_mtime = ?5, disk_ino = ?6, \
              disk_mode = ?7, disk_hash = ?8, disk_vector = ?9, whole = whole AND disk_hash IS ?8 WHERE file = ?1";
         change_row(self.live()?, sql, params![file.0, pending], disk)
+    }
+
+    /// Says whether this device leaves a path out.
+    pub fn set_left_out(&mut self, file: FileRowId, left_out: bool) -> Result<(), StoreError> {
+        if let Some((fid, before)) = self.known_row(file)? {
+            self.sums.change(fid, before, Counted { left_out, ..before });
+        }
+        change_one(self.live()?, "UPDATE files SET left_out = ?2 WHERE file = ?1", params![file.0, left_out])
     }
 
     /// Forgets a path and its chunks.
@@ -376,32 +392,38 @@ impl Txn<'_> {
     }
 }
 
+/// Columns of sums over a folder's files.
+const SUMS: usize = 9;
+
 /// What of a row counts in the sums over a folder's files.
 #[derive(Debug, Clone, Copy, Default)]
 struct Counted {
     live: bool,
     size: i64,
     pending: bool,
+    left_out: bool,
 }
 
 impl Counted {
-    /// Files, and the halves of their bytes, so that no sum overflows; the same of those that are pending.
-    fn sums(self) -> [i64; 6] {
-        let [live, pending] = [i64::from(self.live), i64::from(self.pending)];
+    /// Files, and the halves of their bytes, so that no sum overflows; the same of those that are pending, and of those
+    /// that are left out.
+    fn sums(self) -> [i64; SUMS] {
+        let [live, pending, out] = [self.live, self.pending, self.left_out].map(i64::from);
         let (high, low) = (live * (self.size >> 32), live * (self.size & 0xffff_ffff));
-        [live, high, low, pending, pending * high, pending * low]
+        [live, high, low, pending, pending * high, pending * low, out * live, out * high, out * low]
     }
 }
 
 fn counted(row: &Row<'_>, from: usize) -> rusqlite::Result<Counted> {
-    Ok(Counted { live: row.get(from)?, size: row.get(from + 1)?, pending: row.get(from + 2)? })
+    let [live, pending, left_out] = [row.get(from)?, row.get(from + 2)?, row.get(from + 3)?];
+    Ok(Counted { live, size: row.get(from + 1)?, pending, left_out })
 }
 
 /// What a transaction adds to the sums over folders' files.
 ///
 /// Triggers would do it too, but with one of them SQLite copies every page a statement writes to, to take it back alone.
 #[derive(Debug, Default)]
-pub(super) struct Sums(BTreeMap<i64, [i64; 6]>);
+pub(super) struct Sums(BTreeMap<i64, [i64; SUMS]>);
 
 impl Sums {
     fn change(&mut self, fid: FolderRowId, before: Counted, now: Counted) {
@@ -573,8 +595,8 @@ impl Reader<'_> {
     /// The sums over a folder's files; zeros for a folder that is gone.
     pub fn folder_totals(&self, fid: FolderRowId) -> Result<FolderTotals, StoreError> {
         let mut statement = self.conn.prepare_cached(
-            "SELECT files, bytes_high, bytes_low, pending_files, pending_high, pending_low \
-             FROM folder_totals WHERE fid = ?1",
+            "SELECT files, bytes_high, bytes_low, pending_files, pending_high, pending_low, left_out_files, \
+             left_out_high, left_out_low FROM folder_totals WHERE fid = ?1",
         )?;
         let totals = statement.query_row([fid.0], |row| {
             Ok(FolderTotals {
@@ -582,6 +604,8 @@ impl Reader<'_> {
                 bytes: joined(row.get(1)?, row.get(2)?),
                 pending_files: unsigned(row.get(3)?),
                 pending_bytes: joined(row.get(4)?, row.get(5)?),
+                left_out_files: unsigned(row.get(6)?),
+                left_out_bytes: joined(row.get(7)?, row.get(8)?),
             })
         });
         Ok(totals.optional()?.unwrap_or_default())

@@ -478,10 +478,16 @@ fn sizes_that_no_disk_holds_do_not_overflow_the_totals() {
     })
     .unwrap();
     let totals = |db: &Db| db.read(|reader| reader.folder_totals(fid)).unwrap();
-    let full = FolderTotals { files: 6, bytes: u64::MAX, pending_files: 5, pending_bytes: u64::MAX };
+    let full = FolderTotals {
+        files: 6,
+        bytes: u64::MAX,
+        pending_files: 5,
+        pending_bytes: u64::MAX,
+        ..FolderTotals::default()
+    };
     assert_eq!(totals(&db), full);
     assert_eq!(db.write(|txn| txn.remove_files(fid, 5)).unwrap(), 5);
-    assert_eq!(totals(&db), FolderTotals { files: 1, bytes: 3, pending_files: 0, pending_bytes: 0 });
+    assert_eq!(totals(&db), FolderTotals { files: 1, bytes: 3, ..FolderTotals::default() });
 }
 
 /// A change to the index.
@@ -493,6 +499,8 @@ enum Step {
     Versions(u8, bool, u64, bool),
     /// What lies on disk.
     Disk(u8, bool),
+    /// Whether the path is left out.
+    LeftOut(u8, bool),
     Remove(u8),
     RemoveSome(usize),
     /// Changes that are taken back.
@@ -507,6 +515,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => said.clone().prop_map(|(key, live, size, pending)| Step::File(key, live, size, pending)),
         4 => said.prop_map(|(key, live, size, pending)| Step::Versions(key, live, size, pending)),
         3 => (0..6u8, any::<bool>()).prop_map(|(key, pending)| Step::Disk(key, pending)),
+        3 => (0..6u8, any::<bool>()).prop_map(|(key, left_out)| Step::LeftOut(key, left_out)),
         2 => (0..6u8).prop_map(Step::Remove),
         1 => (0..4usize).prop_map(Step::RemoveSome),
     ];
@@ -532,6 +541,11 @@ fn carry_out(txn: &mut crate::Txn<'_>, fid: FolderRowId, step: &Step) -> Result<
                 txn.set_disk(row.file, None, pending)?;
             }
         }
+        Step::LeftOut(key, left_out) => {
+            if let Some(row) = txn.reader().file(fid, &[key])? {
+                txn.set_left_out(row.file, left_out)?;
+            }
+        }
         Step::Remove(key) => {
             if let Some(row) = txn.reader().file(fid, &[key])? {
                 txn.remove_file(row.file)?;
@@ -552,16 +566,20 @@ fn carry_out(txn: &mut crate::Txn<'_>, fid: FolderRowId, step: &Step) -> Result<
     Ok(())
 }
 
-/// What is known of a path, as the totals count it: live, size, pending.
-type Model = BTreeMap<u8, (bool, u64, bool)>;
+/// What is known of a path, as the totals count it: live, size, pending, left out.
+type Model = BTreeMap<u8, (bool, u64, bool, bool)>;
 
 fn model(model: &mut Model, step: &Step) {
     match *step {
         Step::File(key, live, size, pending) | Step::Versions(key, live, size, pending) => {
-            model.insert(key, (live, size, pending));
+            let left_out = model.get(&key).is_some_and(|known| known.3);
+            model.insert(key, (live, size, pending, left_out));
         }
         Step::Disk(key, pending) => {
             model.entry(key).and_modify(|known| known.2 = pending);
+        }
+        Step::LeftOut(key, left_out) => {
+            model.entry(key).and_modify(|known| known.3 = left_out);
         }
         Step::Remove(key) => {
             model.remove(&key);
@@ -573,11 +591,13 @@ fn model(model: &mut Model, step: &Step) {
 
 fn recount(model: &Model) -> FolderTotals {
     let mut totals = FolderTotals::default();
-    for &(live, size, pending) in model.values() {
+    for &(live, size, pending, left_out) in model.values() {
         totals.files += u64::from(live);
         totals.bytes += u64::from(live) * size;
         totals.pending_files += u64::from(pending);
         totals.pending_bytes += u64::from(live && pending) * size;
+        totals.left_out_files += u64::from(live && left_out);
+        totals.left_out_bytes += u64::from(live && left_out) * size;
     }
     totals
 }
@@ -602,9 +622,11 @@ proptest! {
             prop_assert_eq!(db.read(|reader| reader.folder_totals(fid)).unwrap(), recount(&known));
         }
         let rows = db.read(|reader| reader.files_after(fid, None, 9)).unwrap();
-        let rows: Model = rows.iter().map(|row| (row.key[0], (row.live, row.size, row.pending))).collect();
+        let rows: Vec<_> = rows.iter().map(|row| (row.key[0], row.live, row.size, row.pending)).collect();
+        let known: Vec<_> = known.into_iter().map(|(key, (live, size, pending, _))| (key, live, size, pending)).collect();
         prop_assert_eq!(rows, known);
-        let others = FolderTotals { files: 1, bytes: 77, pending_files: 1, pending_bytes: 77 };
+        let pending = FolderTotals { pending_files: 1, pending_bytes: 77, ..FolderTotals::default() };
+        let others = FolderTotals { files: 1, bytes: 77, ..pending };
         prop_assert_eq!(db.read(|reader| reader.folder_totals(theirs)).unwrap(), others);
     }
 }
@@ -650,7 +672,8 @@ async fn many_files_are_read_in_order_page_by_page() {
     assert_eq!(read, MANY);
     let pending = store.read(move |reader| reader.pending_after(fid, Some(&key(50_000)), 2)).await.unwrap();
     assert_eq!(keys(&pending), [key(50_010), key(50_020)]);
-    let totals = FolderTotals { files: 100_000, bytes: 900_000, pending_files: 10_000, pending_bytes: 90_000 };
+    let pending = FolderTotals { pending_files: 10_000, pending_bytes: 90_000, ..FolderTotals::default() };
+    let totals = FolderTotals { files: 100_000, bytes: 900_000, ..pending };
     assert_eq!(store.read(move |reader| reader.folder_totals(fid)).await.unwrap(), totals);
     store.close().await.unwrap();
     let mut db = open(dir.path());

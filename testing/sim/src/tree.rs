@@ -154,6 +154,8 @@ fn failed() -> ApplyError {
 fn is_same(expected: &Stat, found: &Stat) -> bool {
     match (expected.kind, found.kind) {
         (Kind::Directory, Kind::Directory) => expected.ino == found.ino,
+        // a mode that was set meanwhile is a change that is to be told first
+        (Kind::File, Kind::File) => expected.is_unchanged(found) && expected.mode == found.mode,
         _ => expected.is_unchanged(found),
     }
 }
@@ -297,6 +299,8 @@ impl State {
         let Some(inode) = self.inodes.get(&ino).cloned() else { return };
         self.unsynced_bits.remove(&ino);
         match self.synced.get_mut(&ino) {
+            // the time of what a user wrote comes with it: where it came before, only reading would tell (docs/folders.md)
+            Some(synced) if synced.hash != inode.hash => synced.mode = inode.mode,
             Some(synced) => (synced.mode, synced.mtime) = (inode.mode, inode.mtime),
             // the content of a directory or a link is in its inode
             None if inode.kind != Kind::File => {

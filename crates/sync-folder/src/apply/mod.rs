@@ -584,6 +584,8 @@ fn expect(parent: &Dir, name: &str, expected: &Stat) -> Result<(), ApplyError> {
 fn is_same(expected: &Stat, found: &Stat) -> bool {
     match (expected.kind, found.kind) {
         (Kind::Directory, Kind::Directory) => expected.ino == found.ino,
+        // a mode that was set meanwhile is a change that is to be told first
+        (Kind::File, Kind::File) => expected.is_unchanged(found) && (cfg!(not(unix)) || expected.mode == found.mode),
         _ => expected.is_unchanged(found),
     }
 }

@@ -591,6 +591,16 @@ mod tests {
     }
 
     #[test]
+    fn what_lost_and_is_gone_from_its_place_is_said_to_be_gone() {
+        let (lost, won) = (version(dot(1, 1), &[], file(1)), version(dot(3, 1), &[], Node::Directory));
+        let versions = row(&[&lost, &won]);
+        let seen = overtaken(&versions, &disk(file(1), &[dot(1, 1)]), &Node::Directory);
+        assert_eq!(seen, Some([dot(1, 1), dot(3, 1)].into_iter().collect()));
+        assert_eq!(overtaken(&versions, &disk(file(9), &[dot(2, 1)]), &Node::Directory), None, "it lay elsewhere");
+        assert_eq!(overtaken(&row(&[&won]), &disk(file(1), &[dot(1, 1)]), &Node::Directory), None, "others said so");
+    }
+
+    #[test]
     fn a_change_that_was_not_told_is_told_first() {
         let first = version(dot(1, 1), &[], file(1));
         assert_eq!(action(&row(&[&first]), Some(&disk(file(9), &[]))), Action::Held(Held::Untold));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sync_types::folder::TreePath;
 
@@ -14,6 +14,9 @@ use crate::walk::{Kind, Stat, stat_of};
 
 /// How much is read at once to hash it.
 const READ_BUFFER: u64 = 256 * 1024;
+
+/// Bytes of a file after which the disk begins to be written to, so that the wait for it at the end is short.
+const WRITE_BEHIND: u64 = 8 * 1024 * 1024;
 
 /// Whether what was received is known to be right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +36,15 @@ pub struct Incoming {
     name: String,
     file: File,
     size: u64,
+    behind: Mutex<Behind>,
+}
+
+/// What was written since the disk was last told to begin: how much, and where.
+#[derive(Debug, Default)]
+struct Behind {
+    bytes: u64,
+    from: u64,
+    to: u64,
 }
 
 /// A file that was received as a whole and waits for its place; [`Applier::sync`] makes it durable.
@@ -57,7 +69,7 @@ impl Incoming {
             tmp.remove_file(&name)?;
             return Err(error.into());
         }
-        Ok(Self { root: root.clone(), name, file, size })
+        Ok(Self { root: root.clone(), name, file, size, behind: Mutex::default() })
     }
 
     pub(super) fn reopen(root: &Arc<Root>, name: &str) -> Result<Self, ApplyError> {
@@ -73,7 +85,7 @@ impl Incoming {
             other => other?,
         };
         let size = file.metadata()?.len();
-        Ok(Self { root: root.clone(), name: name.to_owned(), file, size })
+        Ok(Self { root: root.clone(), name: name.to_owned(), file, size, behind: Mutex::default() })
     }
 
     /// Its name, by which it is taken up again after a crash.
@@ -91,7 +103,20 @@ impl Incoming {
     /// Writes a piece; what is never written stays a hole.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), ApplyError> {
         self.check_range(offset, bytes.len() as u64)?;
-        Ok(sys::write_at(&self.file, bytes, offset)?)
+        sys::write_at(&self.file, bytes, offset)?;
+        self.write_behind(offset, bytes.len() as u64);
+        Ok(())
+    }
+
+    fn write_behind(&self, offset: u64, len: u64) {
+        let mut behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        behind.from = if behind.bytes == 0 { offset } else { behind.from.min(offset) };
+        behind.to = behind.to.max(offset + len);
+        behind.bytes += len;
+        if behind.bytes >= WRITE_BEHIND {
+            let Behind { from, to, .. } = std::mem::take(&mut *behind);
+            sys::begin_write_back(&self.file, from, to);
+        }
     }
 
     /// Copies a piece of a file of the folder, sharing its blocks where the file system can.

@@ -366,6 +366,17 @@ pub(crate) fn copy_range(from: &File, offset: u64, to: &File, at: u64, len: u64)
     Ok(done)
 }
 
+/// Has the system begin to write a part of a file to the disk, where it can be told to, and does not wait for it.
+pub(crate) fn begin_write_back(file: &File, from: u64, to: u64) {
+    // Of what is not on the disk yet, the advice begins to put it there and keeps it at hand.
+    #[cfg(target_os = "linux")]
+    if let Some(len) = std::num::NonZeroU64::new(to.saturating_sub(from)) {
+        let _ = rustix::fs::fadvise(file, from, Some(len), rustix::fs::Advice::DontNeed);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, from, to);
+}
+
 /// Makes a file's content and size survive a power cut; of several, the last call of a batch says so.
 pub(crate) fn sync_file(file: &File, last: bool) -> io::Result<()> {
     // There, only the last of a batch has to empty the disk's own cache, which takes long.

@@ -58,6 +58,12 @@ pub struct Root {
     own: Dir,
 }
 
+/// Bytes free for us and bytes in all of the file system that a directory lies in, where the system tells.
+#[must_use]
+pub fn free_space(directory: &Path) -> Option<(u64, u64)> {
+    sys::free_space(&Dir::open_ambient_dir(directory, ambient_authority()).ok()?)
+}
+
 impl Root {
     /// Makes a directory a folder's root, the directory too where it is missing; nothing happens to what it holds.
     pub fn create(path: &Path, folder: &FolderId) -> Result<Self, RootError> {

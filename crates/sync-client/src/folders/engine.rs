@@ -4,7 +4,7 @@
 //! They meet in the database, whose writer orders them, and in the set of paths that are just being applied.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -100,6 +100,8 @@ pub(crate) struct Folder {
     pub(crate) id: FolderId,
     pub(crate) name: String,
     pub(crate) path: PathBuf,
+    /// Where the database is.
+    pub(crate) home: PathBuf,
     pub(crate) direction: Direction,
     pub(crate) selection: Selection,
     /// Nothing is applied before what is here was compared with what is selected now.
@@ -177,6 +179,7 @@ impl Folder {
     /// Starts to serve a folder that has a place; ends with `cancel`.
     pub(crate) fn start(
         group: Arc<Group>,
+        home: &Path,
         row: &FolderRow,
         chunker: &sync_types::Chunker,
         snapshot_after: Option<u64>,
@@ -195,6 +198,7 @@ impl Folder {
             id: row.id,
             name: row.name.clone(),
             path,
+            home: home.to_owned(),
             direction: settings.direction,
             selection: settings.selection(),
             comparing: AtomicBool::new(settings.selected_before.is_some()),

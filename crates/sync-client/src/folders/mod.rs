@@ -107,7 +107,8 @@ async fn start(device: &Arc<Inner>, group: &Arc<Group>, row: &FolderRow) -> Resu
     let spawn = |task| device.spawn(task);
     let snapshot_after = device.folders.snapshot_after;
     let closed = device.closed().child_token();
-    if let Some(folder) = Folder::start(group.clone(), row, &chunker, snapshot_after, closed, spawn)? {
+    let home = device.home_path();
+    if let Some(folder) = Folder::start(group.clone(), home, row, &chunker, snapshot_after, closed, spawn)? {
         let [serving, fetching] = device.paces.clone();
         group.set_chunk_pace(serving, fetching);
         group.set_chunk_source(Arc::new(serve::Source::new(device, group)));

@@ -20,8 +20,8 @@ use sync_types::snapshot::Snapshot;
 use sync_types::{AuthorId, Cursor, GroupId, Number};
 use tokio::sync::{Notify, watch};
 
-use self::content::Looked;
 pub(crate) use self::content::unpack;
+use self::content::{Content, Looked};
 use super::engine::Folder;
 
 /// Entries taken in since the last snapshot, after which one is worth more than they are; and the least number of records.
@@ -37,6 +37,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long nothing is applied for a snapshot whose content nobody has who is connected.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Times that something of a snapshot is found damaged here, until it is given up: fetching it once more mends a piece, and
+/// where that does not help the disk is at fault, or something else in the database.
+const DAMAGED: u32 = 3;
 /// Looks at a snapshot of which it cannot be said whether it is right, until it is refused.
 const LOOKS: u32 = 12;
 /// The longest wait between two such looks.
@@ -65,6 +68,8 @@ pub(crate) struct Snapshots {
     /// Authors whose snapshots were waited for in vain.
     waited: Mutex<HashSet<AuthorId>>,
     unsure: Mutex<HashMap<SnapshotRowId, Unsure>>,
+    /// How often something of a snapshot was damaged here.
+    damaged: Mutex<HashMap<SnapshotRowId, u32>>,
     problem: Mutex<Option<String>>,
     pub(crate) fetched: AtomicU64,
 }
@@ -79,6 +84,7 @@ impl Snapshots {
             since: Mutex::default(),
             waited: Mutex::default(),
             unsure: Mutex::default(),
+            damaged: Mutex::default(),
             problem: Mutex::default(),
             fetched: AtomicU64::new(0),
         }
@@ -161,6 +167,14 @@ impl Snapshots {
         let pause = RETRY.saturating_mul(1 << looks.min(LOOKS)).min(LONGEST);
         unsure.insert(sid, Unsure { cursor, looks, again: Instant::now() + pause });
         looks < LOOKS
+    }
+
+    /// Notes that something of a snapshot was damaged here; false once that was so too often.
+    fn is_damaged(&self, sid: SnapshotRowId) -> bool {
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = damaged.entry(sid).or_default();
+        *times += 1;
+        *times < DAMAGED
     }
 }
 
@@ -252,7 +266,7 @@ async fn make_due(folder: &Arc<Folder>, weight: u64) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// A snapshot is complete; those go that cover nothing it does not. Where it leaves some of what is covered out, one is
+/// A snapshot is complete; those go that cover nothing it does not, also one that is half taken in. Where it leaves some of what is covered out, one is
 /// written here that does not.
 fn complete(
     txn: &mut Txn<'_>,
@@ -263,7 +277,9 @@ fn complete(
     compared: bool,
 ) -> Result<(), StoreError> {
     let covers = coverage(covered.iter().copied());
-    for row in txn.reader().snapshots(fid)?.into_iter().filter(|row| row.state == SnapshotState::Complete) {
+    let known =
+        |row: &SnapshotRow| matches!(row.state, SnapshotState::Complete | SnapshotState::Told) && row.sid != sid;
+    for row in txn.reader().snapshots(fid)?.into_iter().filter(known) {
         if covers.covers(&coverage(decode(&row)?.covered)) {
             txn.remove_snapshot(row.sid)?;
         }
@@ -386,7 +402,6 @@ async fn step(folder: &Arc<Folder>) -> Result<bool, StoreError> {
 /// Fetches, looks through, and then compares a snapshot with the index or takes it in.
 async fn settle(folder: &Arc<Folder>, row: SnapshotRow, snapshot: Snapshot) -> Result<Settled, StoreError> {
     let (fid, group) = (folder.fid, folder.group.id);
-    let begun = row.taken.is_some();
     let first = {
         let (row, snapshot) = (row.clone(), snapshot.clone());
         move |reader: &Reader<'_>| first_look(reader, fid, &group, &row, &snapshot)
@@ -394,29 +409,73 @@ async fn settle(folder: &Arc<Folder>, row: SnapshotRow, snapshot: Snapshot) -> R
     if let Some(settled) = folder.store().read(first).await? {
         return Ok(settled);
     }
-    let content = match content::fetch(folder, row.sid, &snapshot.content).await? {
-        content::Fetch::Here(content) => Arc::new(content),
+    let fetched = match content::fetch(folder, row.sid, &snapshot.content).await {
+        Err(StoreError::Corrupt(what)) => return damaged(folder, row.sid, snapshot, &what).await,
+        fetched => fetched?,
+    };
+    let content = match fetched {
+        content::Fetch::Here(content) => content,
         content::Fetch::Lacks => return Ok(Settled::Waits),
+        content::Fetch::NoRoom => {
+            let size = snapshot.content.size >> 20;
+            folder.snapshots.set_problem(Some(format!(
+                "a snapshot of {size} MiB has no room on the disk of this home; it is fetched once there is room"
+            )));
+            return Ok(Settled::Waits);
+        }
         content::Fetch::Wrong(reason) => return Ok(Settled::Refused(reason)),
     };
-    let looked = {
-        let (folder, content, snapshot) = (folder.clone(), content.clone(), snapshot.clone());
-        blocking(move || content::look_through(&folder, &content, &snapshot)).await?
+    let read = {
+        let (folder, row, snapshot) = (folder.clone(), row.clone(), snapshot.clone());
+        blocking(move || read(&folder, &row, &content, &snapshot)).await
     };
-    let lacks = match looked {
-        // one that was begun is gone through with: what it says is half here
-        Looked::Wrong(reason) if !begun => return Ok(Settled::Refused(reason)),
-        Looked::Wrong(_) => true,
-        Looked::Sound { lacks } => lacks,
-    };
-    if !lacks && !begun {
-        let (comparing, sid) = (folder.clone(), row.sid);
-        return blocking(move || adopt::compare(&comparing, sid, &content, &snapshot)).await;
+    match read {
+        Err(StoreError::Corrupt(what)) => damaged(folder, row.sid, snapshot, &what).await,
+        read => read,
     }
-    let adopting = folder.clone();
-    blocking(move || adopt::adopt(&adopting, &row, &content, &snapshot)).await?;
+}
+
+/// Looks through a content that is here, and then compares it with the index or takes it in.
+fn read(
+    folder: &Arc<Folder>,
+    row: &SnapshotRow,
+    content: &Content,
+    snapshot: &Snapshot,
+) -> Result<Settled, StoreError> {
+    let begun = row.taken.is_some();
+    match content::look_through(folder, content, snapshot)? {
+        // one that was begun is gone through with: what it says is half here
+        _ if begun => {}
+        Looked::Wrong(reason) => return Ok(Settled::Refused(reason)),
+        Looked::Sound { lacks: false, .. } => return adopt::compare(folder, row.sid, content, snapshot),
+        // who was admitted may still be to come, and what nobody admitted says nothing
+        Looked::Sound { unknown: true, .. } => return Ok(Settled::Unsure),
+        Looked::Sound { .. } => {}
+    }
+    adopt::adopt(folder, row, content, snapshot)?;
     folder.wake();
     Ok(Settled::Complete)
+}
+
+/// Something of a snapshot cannot be read as it was written here: what is damaged is fetched once more, from whoever has
+/// it, and where that does not help the snapshot is given up, also one that is half taken in.
+async fn damaged(
+    folder: &Arc<Folder>,
+    sid: SnapshotRowId,
+    snapshot: Snapshot,
+    what: &str,
+) -> Result<Settled, StoreError> {
+    tracing::warn!(folder = %folder.name, what, "a snapshot is damaged in the database");
+    if !folder.snapshots.is_damaged(sid) {
+        let reason = format!("a snapshot cannot be read in this home's database ({what}); the next one is waited for");
+        return Ok(Settled::Refused(reason));
+    }
+    let removing = folder.clone();
+    let pieces = blocking(move || content::remove_damaged(&removing, &snapshot)).await?;
+    let problem = format!("a snapshot is damaged in this home's database ({what}); {pieces} pieces are fetched again");
+    folder.snapshots.set_problem(Some(problem));
+    folder.changed();
+    Ok(Settled::Waits)
 }
 
 /// Runs what reads and computes for long on a thread for that.

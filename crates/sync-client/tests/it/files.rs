@@ -138,11 +138,11 @@ async fn l1_a_key_file_that_is_gone_foreign_or_open_to_others_is_refused() {
 }
 
 /// A small file system of its own, where this process may mount one.
-struct Mount(PathBuf);
+pub(crate) struct Mount(PathBuf);
 
 impl Mount {
     /// None where that is not allowed.
-    fn new(at: &Path, size: &str) -> Option<Self> {
+    pub(crate) fn new(at: &Path, size: &str) -> Option<Self> {
         fs::create_dir(at).expect("a directory");
         Self::run(&["-t", "tmpfs", "-o", &format!("mode=700,size={size}"), "tmpfs"], at).then(|| Self(at.to_owned()))
     }

@@ -549,7 +549,13 @@ async fn what_is_left_out_is_served_and_does_not_weigh_in_a_mass_change() {
     shared.b.select_paths(shared.folder, &["docs".to_owned()]).await.expect("selects");
     until_at(&shared.b, &shared.right().join("docs/7"), "text 7").await;
     let docs = shared.left().join("docs");
+    // all at once for the other device, however it is noticed here
+    shared.b.pause_folder(shared.folder, true).await.expect("pauses");
     (0..30).for_each(|number| std::fs::remove_file(docs.join(number.to_string())).expect("removes"));
+    shared.a.rescan_folder(shared.folder).await.expect("rescans");
+    let alice = shared.a.only_client().expect("a client");
+    assert!(!alice.handed_to(alice.last_cursor(), PATIENCE).await.is_empty());
+    shared.b.pause_folder(shared.folder, false).await.expect("resumes");
     let held = until_held(&shared.b).await;
     assert!(held.contains("deleted 30") && held.contains("of 31 files"), "{held}");
     assert_eq!(shared.b.undo_folder(shared.folder).await.expect("undoes"), 30);

@@ -8,6 +8,7 @@ use sync_client::chunks::ChunkSource;
 use sync_client::folders::{FolderLog, FolderOptions, FolderState, FolderStatus};
 use sync_client::{Config, Device, FolderId, GroupId};
 use sync_core::folder::{Version, Versions};
+use sync_store::{Db, DbOptions, FolderRowId, SnapshotChunk, SnapshotRowId, SnapshotState, Txn};
 use sync_types::folder::{
     ChunkRef, Chunks, Dot, FileContent, KIND_RECORDS, KIND_SNAPSHOT, Node, Record, RecordBatch, TreePath, Vector,
     folder_stream,
@@ -173,10 +174,11 @@ async fn the_log_shrinks_and_a_newcomer_comes_by_snapshot_and_tail() {
     folders.join("a", "b").await;
     history(&folders, "a", 0..60).await;
     folders.equal().await;
-    // both have compared the snapshot with what they read themselves
+    // one wrote a snapshot, and the other has compared it with what it read itself
     let a = folders.until("a", "short", |log| log.dropped >= AFTER - 2).await;
     let b = folders.until("b", "short", |log| log.dropped >= AFTER - 2).await;
-    assert!(a.entries < 50 && b.entries < 50 && a.snapshot_bytes > 0 && b.snapshot_fetched > 0, "{a:?} {b:?}");
+    assert!(a.snapshot_fetched + b.snapshot_fetched > 0, "{a:?} {b:?}");
+    assert!(a.entries < 50 && b.entries < 50 && a.snapshot_bytes > 0, "{a:?} {b:?}");
 
     folders.join("b", "c").await;
     folders.equal().await;
@@ -376,7 +378,10 @@ impl ChunkSource for Shelf {
 
 impl Hostile {
     async fn new() -> Self {
-        let site = Site::new();
+        Self::at(Site::new()).await
+    }
+
+    async fn at(site: Site) -> Self {
         let a = site.device("a").await;
         let helper = site.device("helper").await;
         write(&site.path("a-tree/mine"), "mine");
@@ -433,14 +438,75 @@ impl Hostile {
     }
 
     async fn send_for(&mut self, folder: FolderId, kind: u16, body: &[u8]) {
+        let (entry, number) = self.entry(folder, kind, body);
+        let mut talk = self.raw.dial(&self.target).await;
+        talk.go_live(&self.mallory, Offer::default()).await;
+        talk.push(vec![entry], number).await;
+    }
+
+    /// The next entry of mallory's feed, which nobody has yet.
+    fn entry(&mut self, folder: FolderId, kind: u16, body: &[u8]) -> (Vec<u8>, u64) {
         let plain = sync_crypto::content::encode(&folder_stream(&folder), kind, body).expect("fits");
         let previous = self.sent.last().map_or(EnvelopeHash::NONE, |bytes| hash_of(bytes));
         let number = self.sent.len() as u64 + 1;
         let entry = self.mallory.seal(self.mallory.header(number, previous), &plain);
         self.sent.push(entry.clone());
-        let mut talk = self.raw.dial(&self.target).await;
-        talk.go_live(&self.mallory, Offer::default()).await;
-        talk.push(vec![entry], number).await;
+        (entry, number)
+    }
+
+    /// Alice lacks the third entry, and has the fourth.
+    async fn without_third(&mut self) {
+        let batch = |record| RecordBatch { records: vec![record] }.encode();
+        let (third, fourth) = (batch(self.record(3)), batch(self.record(4)));
+        let _ = self.entry(self.folder, KIND_RECORDS, &third);
+        self.send(KIND_RECORDS, &fourth).await;
+    }
+
+    /// What is covered of mallory's feed, up to an entry.
+    fn covered_until(&self, last: u64) -> Item {
+        let range = Range { first: Number(1), last: Number(last) };
+        let head = hash_of(&self.sent[usize::try_from(last).expect("few") - 1]);
+        Item::Covered { author: self.author(), ranges: vec![(range, head)] }
+    }
+
+    /// A snapshot that covers mallory's feed up to an entry.
+    fn snapshot_until(&self, last: u64, rows: Vec<Item>) -> Snapshot {
+        let end = Item::End { rows: rows.len() as u64 };
+        let items: Vec<Item> = [self.covered_until(last)].into_iter().chain(rows).chain([end]).collect();
+        Snapshot { covered: vec![(self.author(), Number(last))], ..self.snapshot(&items) }
+    }
+
+    /// Has something done to alice's database while she is off.
+    async fn meanwhile(&mut self, work: impl FnOnce(&mut Db, FolderRowId)) {
+        self.a.clone().close().await;
+        let mut db = Db::open(&self.site.path("a/sync.db"), &DbOptions::default(), rng()).expect("opens");
+        let folders = db.read(|reader| reader.folders()).expect("reads");
+        work(&mut db, folders.first().expect("one").fid);
+        db.close().expect("closes");
+        self.a = self.site.open("a").await;
+        let alice = self.a.only_client().expect("a client");
+        let invite = self.a.invite(alice.group(), LIFETIME).await.expect("invites");
+        self.target = Target::of_link(&invite.link, alice.group());
+    }
+
+    async fn status(&self) -> FolderStatus {
+        self.a.folders().await.expect("folders").into_iter().next().expect("one")
+    }
+
+    async fn until_problem(&self, what: &str) {
+        let start = Instant::now();
+        while !self.status().await.problems.iter().any(|problem| problem.problem.contains(what)) {
+            assert!(start.elapsed() < PATIENCE, "{what}: {:#?}", self.status().await);
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn until_log(&self, what: &str, is: impl Fn(&FolderLog) -> bool) {
+        let start = Instant::now();
+        while !is(&self.log().await) {
+            assert!(start.elapsed() < PATIENCE, "{what}: {:?} {:#?}", self.log().await, self.status().await);
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     fn content(&self, bytes: Vec<u8>) -> FileContent {
@@ -611,4 +677,109 @@ async fn a_snapshot_that_names_what_is_not_the_folders_is_refused_and_does_not_p
     hostile.refused("a file is left out", &left_out).await;
     let honest = said(&hostile, own, &rows);
     hostile.believed(&honest, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_lacks_something_takes_no_snapshot_in_with_versions_of_an_author_nobody_admitted() {
+    let mut hostile = Hostile::new().await;
+    hostile.without_third().await;
+    let rows = || [1, 2, 3, 4].map(|n| hostile.row(n)).to_vec();
+    let stranger = Version::new(&hostile.record(5), Dot::new(AuthorId([0xee; 32]), Number(1), 0));
+    let lie = [rows(), vec![hostile.row_of("theirs-5", stranger)]].concat();
+    let (lie, honest) = (hostile.snapshot_until(4, lie), hostile.snapshot_until(4, rows()));
+    hostile.tell(&lie).await;
+    hostile.until_log("it is looked at", |log| log.snapshot_fetched >= lie.content.size).await;
+    hostile.tell(&honest).await;
+    hostile.until_log("the honest one is taken in", |log| log.dropped == 1).await;
+    assert_eq!(hostile.status().await.pending_files, 4, "of four files nobody has the content, and there is no fifth");
+}
+
+/// Tells of a snapshot in two pieces, of which nobody has the second one; that one, and the snapshot.
+async fn half_of_a_snapshot(hostile: &mut Hostile) -> (Vec<u8>, Snapshot) {
+    hostile.without_third().await;
+    let mut snapshot = hostile.snapshot_until(4, [1, 2, 3, 4].map(|n| hostile.row(n)).into());
+    let bytes = hostile.shelf.read(&GroupId([0; 32]), &snapshot.content.hash).expect("it lies there");
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    let piece = |bytes: &[u8]| ChunkRef { hash: Some(*blake3::hash(bytes).as_bytes()), len: bytes.len() as u64 };
+    snapshot.content.chunks = Chunks::Inline(vec![piece(first), piece(second)]);
+    hostile.content(first.to_vec());
+    hostile.tell(&snapshot).await;
+    hostile.until_log("a part is fetched", |log| log.snapshot_fetched >= first.len() as u64).await;
+    (second.to_vec(), snapshot)
+}
+
+fn told(db: &mut Db, fid: FolderRowId) -> SnapshotRowId {
+    let rows = db.read(|reader| reader.snapshots(fid)).expect("reads");
+    rows.iter().find(|row| row.state == SnapshotState::Told).expect("it is told").sid
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_half_taken_in_and_damaged_where_it_lies_is_fetched_again() {
+    let mut hostile = Hostile::new().await;
+    let (second, snapshot) = half_of_a_snapshot(&mut hostile).await;
+    let Chunks::Inline(pieces) = &snapshot.content.chunks else { panic!("two pieces") };
+    let (first, group) = (pieces[0].hash.expect("a hash"), hostile.a.only_client().expect("a client").group());
+    let damage = |db: &mut Db, fid| {
+        let sid = told(db, fid);
+        let bad = SnapshotChunk { codec: 0, len: 3, bytes: b"bad".to_vec() };
+        let work = |txn: &mut Txn<'_>| {
+            txn.begin_adoption(fid, sid, &group, &snapshot.covered)?;
+            txn.remove_snapshot_chunk(fid, &first)?;
+            txn.put_snapshot_chunk(fid, sid, &first, &bad)
+        };
+        db.write(work).expect("writes");
+    };
+    hostile.meanwhile(damage).await;
+    hostile.content(second);
+    hostile.until_problem("1 pieces are fetched again").await;
+    hostile.until_log("it is taken in", |log| log.dropped == 1).await;
+    let status = hostile.status().await;
+    assert!(!status.problems.iter().any(|problem| problem.problem.contains("snapshot")), "{status:#?}");
+    assert_eq!(status.pending_files, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_half_taken_in_and_never_comes_gives_way_to_the_next() {
+    let mut hostile = Hostile::new().await;
+    let (_, snapshot) = half_of_a_snapshot(&mut hostile).await;
+    let group = hostile.a.only_client().expect("a client").group();
+    let begin = |db: &mut Db, fid| {
+        let sid = told(db, fid);
+        db.write(|txn| txn.begin_adoption(fid, sid, &group, &snapshot.covered)).expect("writes");
+    };
+    hostile.meanwhile(begin).await;
+    let sixth = RecordBatch { records: vec![hostile.record(6)] }.encode();
+    hostile.send(KIND_RECORDS, &sixth).await;
+    let next = hostile.snapshot_until(6, [1, 2, 3, 4, 6].map(|n| hostile.row(n)).into());
+    hostile.tell(&next).await;
+    hostile.until_log("the next one is taken in", |log| log.dropped == 1).await;
+    let only_the_next = |db: &mut Db, fid| {
+        let rows = db.read(|reader| reader.snapshots(fid)).expect("reads");
+        let rows: Vec<_> = rows.iter().map(|row| (row.state, row.entry.map(|(_, number)| number))).collect();
+        assert_eq!(rows, [(SnapshotState::Complete, Some(Number(7)))]);
+    };
+    hostile.meanwhile(only_the_next).await;
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_for_which_the_home_has_no_room_is_named_and_nothing_of_it_is_fetched() {
+    let site = Site::new();
+    let Some(_mount) = crate::files::Mount::new(&site.path("a"), "64m") else {
+        println!("skipped: no file system can be mounted here");
+        return;
+    };
+    let mut hostile = Hostile::at(site).await;
+    let piece = vec![7; 4 << 20];
+    let hash = hostile.content(piece.clone()).hash;
+    let mut chunks = vec![ChunkRef { hash: Some(hash), len: 4 << 20 }];
+    chunks.extend((1..=30).map(|n| ChunkRef { hash: Some([n; 32]), len: 4 << 20 }));
+    let content = FileContent { size: 31 * (4 << 20), hash: [9; 32], chunks: Chunks::Inline(chunks) };
+    let large = Snapshot { covered: vec![(hostile.author(), Number(2))], content };
+    hostile.tell(&large).await;
+    hostile.until_problem("a snapshot of 124 MiB has no room").await;
+    assert_eq!(hostile.log().await.snapshot_fetched, 0);
+    // and it is in nobody's way
+    let honest = hostile.snapshot(&[hostile.covered(), hostile.row(1), hostile.row(2), Item::End { rows: 2 }]);
+    hostile.believed(&honest, 1).await;
 }

@@ -271,6 +271,11 @@ impl Versions {
         self.superseded()(dot)
     }
 
+    /// The versions that are kept, by their dots.
+    pub fn dots(&self) -> impl Iterator<Item = Dot> {
+        self.maximal.iter().chain(&self.heaviest).map(|version| version.dot)
+    }
+
     /// The version that outweighs the maximal ones, if one does.
     pub(super) fn heaviest(&self) -> Option<&Version> {
         self.heaviest.as_ref()

@@ -501,6 +501,29 @@ impl Reader<'_> {
         self.files(sql, params![fid.0, following(after), rows(limit)])
     }
 
+    /// The same, but no more once the versions of the rows have so many bytes together; and whether these are the last ones.
+    pub fn files_within(
+        &self,
+        fid: FolderRowId,
+        after: Option<&[u8]>,
+        limit: usize,
+        bytes: usize,
+    ) -> Result<(Vec<FileRow>, bool), StoreError> {
+        let sql = select_files!("WHERE fid = ?1 AND key >= ?2 ORDER BY key LIMIT ?3");
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let (mut found, mut held) = (Vec::new(), 0);
+        for row in statement.query_map(params![fid.0, following(after), rows(limit)], file_row)? {
+            let row = row?;
+            held += row.versions.len();
+            found.push(row);
+            if held >= bytes {
+                return Ok((found, false));
+            }
+        }
+        let ended = found.len() < limit;
+        Ok((found, ended))
+    }
+
     /// The paths below a directory, whose key is `prefix`; otherwise like [`files_after`](Self::files_after).
     pub fn files_below(
         &self,

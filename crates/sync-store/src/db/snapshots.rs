@@ -295,6 +295,13 @@ impl Txn<'_> {
         Ok(())
     }
 
+    /// Forgets a piece that is not what its hash says, so that it is fetched once more.
+    pub fn remove_snapshot_chunk(&mut self, fid: FolderRowId, hash: &[u8; 32]) -> Result<(), StoreError> {
+        let sql = "DELETE FROM snapshot_chunks WHERE hash = ?1 AND fid = ?2";
+        self.live()?.prepare_cached(sql)?.execute((hash, fid.0))?;
+        Ok(())
+    }
+
     /// Says that a piece that is here is needed by a snapshot; false if it is not here.
     pub fn claim_snapshot_chunk(
         &mut self,

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use super::super::engine::Folder;
 use super::super::index::{self, Place};
 use super::super::rows;
-use super::content::{Broken, Content, Stream, row, untaken};
+use super::content::{Broken, Content, Stream, untaken};
 use super::{Settled, complete, coverage};
 
 /// Rows compared or taken in at once.
@@ -69,7 +69,7 @@ fn compare_all(
     let mut verdict = Comparison::Same;
     loop {
         let said = next_row(&mut items, reader)?;
-        let key = said.as_ref().map(|(path, ..)| path.key());
+        let key = said.as_ref().map(|(path, _)| path.key());
         // rows that the snapshot does not name
         while let Some(row) = index.peek(reader)?.filter(|row| key.as_ref().is_none_or(|key| row.key < *key)) {
             let path = TreePath::from_key(&row.key);
@@ -80,13 +80,13 @@ fn compare_all(
             }
             index.page.pop_front();
         }
-        let Some((path, said, _)) = said else { return Ok((verdict, None)) };
+        let Some((path, said)) = said else { return Ok((verdict, None)) };
         let here = index.peek(reader)?.filter(|row| Some(&row.key) == key.as_ref());
         let versions = rows::versions(here)?;
         if here.is_some() {
             index.page.pop_front();
         }
-        match compare_row(&versions, Some(&said), covered) {
+        match compare_row(&versions, Some(&decoded(&said)?), covered) {
             Comparison::Different => return Ok((Comparison::Different, Some(path))),
             Comparison::Unknown => verdict = Comparison::Unknown,
             Comparison::Same => {}
@@ -105,23 +105,23 @@ struct Index {
 impl Index {
     fn peek(&mut self, reader: &Reader<'_>) -> Result<Option<&FileRow>, StoreError> {
         if self.page.is_empty() && !self.ended {
-            self.page = reader.files_after(self.fid, self.last.as_deref(), PAGE)?.into();
-            self.ended = self.page.len() < PAGE;
+            let (page, ended) = reader.files_within(self.fid, self.last.as_deref(), PAGE, PAGE_BYTES)?;
+            (self.page, self.ended) = (page.into(), ended);
             self.last = self.page.back().map(|row| row.key.clone());
         }
         Ok(self.page.front())
     }
 }
 
-/// The next row of a content that was looked through, and how many bytes it has there.
-fn next_row(items: &mut Stream<'_>, reader: &Reader<'_>) -> Result<Option<(TreePath, Versions, usize)>, StoreError> {
+fn decoded(versions: &[u8]) -> Result<Versions, StoreError> {
+    Versions::decode(versions).map_err(|_| StoreError::Corrupt("a snapshot's row".into()))
+}
+
+/// The next row of a content that was looked through.
+fn next_row(items: &mut Stream<'_>, reader: &Reader<'_>) -> Result<Option<(TreePath, Vec<u8>)>, StoreError> {
     loop {
         match next(items, reader)? {
-            Some(Item::Row { path, versions }) => {
-                let bytes = versions.len();
-                let versions = row(&path, &versions).map_err(|reason| StoreError::Corrupt(reason.into()))?;
-                return Ok(Some((path, versions, bytes)));
-            }
+            Some(Item::Row { path, versions }) => return Ok(Some((path, versions))),
             Some(_) => {}
             None => return Ok(None),
         }
@@ -201,17 +201,17 @@ fn adopt_rows(
     let mut said: Vec<Said> = Vec::new();
     let mut ended = false;
     loop {
-        let mut held: usize = said.iter().map(|row| row.bytes).sum();
+        let mut held: usize = said.iter().map(|row| row.versions.len()).sum();
         folder.store().read_here(|reader| {
             while said.len() < PAGE && held < PAGE_BYTES && !ended && !folder.cancel.is_cancelled() {
-                let Some((path, versions, bytes)) = next_row(&mut items, reader)? else {
+                let Some((path, versions)) = next_row(&mut items, reader)? else {
                     ended = true;
                     break;
                 };
                 let key = path.key();
                 if after.as_ref().is_none_or(|after| key > *after) {
-                    held += bytes;
-                    said.push(Said { key, versions, bytes });
+                    held += versions.len();
+                    said.push(Said { key, versions });
                 }
             }
             Ok(())
@@ -248,9 +248,8 @@ fn adopt_rows(
 /// What a snapshot says of a path.
 struct Said {
     key: Vec<u8>,
-    versions: Versions,
-    /// What it takes in the snapshot.
-    bytes: usize,
+    /// As they are encoded: what they take is bounded by what the snapshot has.
+    versions: Vec<u8>,
 }
 
 /// Rows of a snapshot, to be taken in beside those of the index.
@@ -268,31 +267,35 @@ struct Page {
 /// that are left.
 type TakenIn = (Option<Vec<u8>>, bool, Vec<Said>);
 
+/// A path's row of the index, and what the snapshot says of it, as it is encoded.
+type Both = (Option<FileRow>, Option<Vec<u8>>);
+
 impl Page {
     /// Takes in what can be; the key up to which that is so, none if it is the end, whether something is to be done on disk,
     /// and what is left.
     fn take_in(self, txn: &mut Txn<'_>) -> Result<TakenIn, StoreError> {
-        let rows = txn.reader().files_after(self.place.fid, self.after.as_deref(), PAGE)?;
+        let (rows, ended) = txn.reader().files_within(self.place.fid, self.after.as_deref(), PAGE, PAGE_BYTES)?;
         // what lies behind the end of either page is not known yet
-        let of_rows = rows.last().filter(|_| rows.len() == PAGE).map(|row| row.key.clone());
+        let of_rows = rows.last().filter(|_| !ended).map(|row| row.key.clone());
         let of_said = self.said.last().filter(|_| !self.is_last).map(|row| row.key.clone());
         let reached = match (of_rows, of_said) {
             (Some(rows), Some(said)) => Some(rows.min(said)),
             (rows, said) => rows.or(said),
         };
         let within = |key: &[u8]| reached.as_ref().is_none_or(|reached| key <= reached.as_slice());
-        let mut both: BTreeMap<Vec<u8>, (Option<FileRow>, Option<Versions>)> = BTreeMap::new();
+        let mut both: BTreeMap<Vec<u8>, Both> = BTreeMap::new();
         for row in rows.into_iter().filter(|row| within(&row.key)) {
             both.insert(row.key.clone(), (Some(row), None));
         }
         let (said, rest): (Vec<Said>, Vec<Said>) = self.said.into_iter().partition(|row| within(&row.key));
-        for Said { key, versions, .. } in said {
+        for Said { key, versions } in said {
             both.entry(key).or_default().1 = Some(versions);
         }
         let mut news = false;
         let mut directories = HashSet::new();
         for (key, (row, said)) in both {
             let mut versions = rows::versions(row.as_ref())?;
+            let said = said.map(|said| decoded(&said)).transpose()?;
             let failed = Cell::new(None);
             let changed = {
                 let reader = txn.reader();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sync_core::folder::Versions;
+use sync_folder::root::free_space;
 use sync_store::{Reader, SnapshotChunk, SnapshotRowId, StoreError};
 use sync_types::bounds::{MAX_CHUNK, MAX_SNAPSHOT};
 use sync_types::folder::{
@@ -12,6 +13,7 @@ use sync_types::folder::{
 };
 use sync_types::snapshot::{Item, Items, Snapshot};
 use sync_types::{AuthorId, Class, Envelope, EnvelopeHash, Number, Range};
+use tokio::runtime::Handle;
 
 use super::super::engine::Folder;
 use crate::chunks::{ChunkFetcher, Want};
@@ -20,6 +22,8 @@ use crate::chunks::{ChunkFetcher, Want};
 const MAX_PIECES: u64 = MAX_SNAPSHOT / (64 << 10);
 /// Entries opened at once to see whose they are.
 const OPENED: usize = 64;
+/// What of a disk stays free, as where files are applied: one part in so many.
+const RESERVE: u64 = 100;
 /// Pieces claimed in one commit.
 const CLAIMED: usize = 1024;
 
@@ -34,6 +38,8 @@ pub(super) enum Fetch {
     Here(Content),
     /// Nobody has it who is connected.
     Lacks,
+    /// The disk has no room for it.
+    NoRoom,
     Wrong(String),
 }
 
@@ -71,8 +77,10 @@ pub(super) async fn fetch(
             if list.iter().any(|piece| piece.hash.is_none()) || total(list).is_none_or(|len| len > MAX_PIECES * 40) {
                 return wrong();
             }
-            if !fetch_pieces(folder, sid, list).await? {
-                return Ok(Fetch::Lacks);
+            match fetch_pieces(folder, sid, list).await? {
+                Pieces::Here => {}
+                Pieces::Lack => return Ok(Fetch::Lacks),
+                Pieces::NoRoom => return Ok(Fetch::NoRoom),
             }
             let (fid, hashes) = (folder.fid, hashes(list));
             let list = folder.store().read(move |reader| {
@@ -92,18 +100,56 @@ pub(super) async fn fetch(
     if count > MAX_PIECES || total(&refs) != Some(content.size) || refs.iter().any(|piece| piece.hash.is_none()) {
         return wrong();
     }
-    if !fetch_pieces(folder, sid, &refs).await? {
-        return Ok(Fetch::Lacks);
-    }
-    Ok(Fetch::Here(Content { pieces: hashes(&refs) }))
+    Ok(match fetch_pieces(folder, sid, &refs).await? {
+        Pieces::Here => Fetch::Here(Content { pieces: hashes(&refs) }),
+        Pieces::Lack => Fetch::Lacks,
+        Pieces::NoRoom => Fetch::NoRoom,
+    })
+}
+
+/// Removes the pieces of a content that are not what their hashes say; how many those were.
+pub(super) fn remove_damaged(folder: &Folder, snapshot: &Snapshot) -> Result<usize, StoreError> {
+    let fid = folder.fid;
+    let sound = |reader: &Reader<'_>, hash: &[u8; 32]| piece(reader, fid, hash).is_ok();
+    let damaged = folder.store().read_here(|reader| {
+        let mut pieces = match &snapshot.content.chunks {
+            Chunks::Whole => vec![snapshot.content.hash],
+            Chunks::Inline(refs) | Chunks::Listed(refs) => hashes(refs),
+        };
+        if let Chunks::Listed(_) = &snapshot.content.chunks {
+            let list: Vec<u8> = pieces.iter().filter_map(|hash| piece(reader, fid, hash).ok()).flatten().collect();
+            pieces.extend(decode_chunks(&list).iter().flat_map(|refs| hashes(refs)));
+        }
+        let mut damaged = Vec::new();
+        for hash in pieces {
+            // one that is not here is fetched as it is
+            if reader.snapshot_chunk(fid, &hash)?.is_some() && !sound(reader, &hash) {
+                damaged.push(hash);
+            }
+        }
+        Ok(damaged)
+    })?;
+    let count = damaged.len();
+    let work =
+        move |txn: &mut sync_store::Txn<'_>| damaged.iter().try_for_each(|hash| txn.remove_snapshot_chunk(fid, hash));
+    Handle::current().block_on(folder.store().write(0, work))?;
+    Ok(count)
 }
 
 fn hashes(refs: &[ChunkRef]) -> Vec<[u8; 32]> {
     refs.iter().filter_map(|piece| piece.hash).collect()
 }
 
-/// Gets pieces into the database; false if some lack still.
-async fn fetch_pieces(folder: &Arc<Folder>, sid: SnapshotRowId, refs: &[ChunkRef]) -> Result<bool, StoreError> {
+/// What comes of fetching pieces.
+enum Pieces {
+    Here,
+    /// Some lack still.
+    Lack,
+    NoRoom,
+}
+
+/// Gets pieces into the database.
+async fn fetch_pieces(folder: &Arc<Folder>, sid: SnapshotRowId, refs: &[ChunkRef]) -> Result<Pieces, StoreError> {
     let fid = folder.fid;
     let (mut wants, mut named) = (Vec::new(), HashSet::new());
     for some in refs.chunks(CLAIMED) {
@@ -121,7 +167,13 @@ async fn fetch_pieces(folder: &Arc<Folder>, sid: SnapshotRowId, refs: &[ChunkRef
         wants.extend(folder.store().write(0, claim).await?);
     }
     if wants.is_empty() {
-        return Ok(true);
+        return Ok(Pieces::Here);
+    }
+    let need = wants.iter().map(|want| u64::from(want.len)).sum::<u64>();
+    let home = folder.home.clone();
+    let space = tokio::task::spawn_blocking(move || free_space(&home)).await.unwrap_or_default();
+    if space.is_some_and(|(free, total)| free < need.saturating_add(total / RESERVE)) {
+        return Ok(Pieces::NoRoom);
     }
     let (queue, mut fetched) = ChunkFetcher::new(folder.group.clone());
     let mut open = wants.len();
@@ -136,7 +188,7 @@ async fn fetch_pieces(folder: &Arc<Folder>, sid: SnapshotRowId, refs: &[ChunkRef
     let taking = async {
         let mut complete = true;
         while open > 0 {
-            let Some(answer) = fetched.recv().await else { return Ok(false) };
+            let Some(answer) = fetched.recv().await else { return Ok(Pieces::Lack) };
             open -= 1;
             let Some(bytes) = answer.bytes else {
                 complete = false;
@@ -148,11 +200,11 @@ async fn fetch_pieces(folder: &Arc<Folder>, sid: SnapshotRowId, refs: &[ChunkRef
             let len = chunk.bytes.len();
             folder.store().write(len, move |txn| txn.put_snapshot_chunk(fid, sid, &hash, &chunk)).await?;
         }
-        Ok::<bool, StoreError>(complete)
+        Ok::<Pieces, StoreError>(if complete { Pieces::Here } else { Pieces::Lack })
     };
     tokio::select! {
         ((), complete) = async { tokio::join!(asking, taking) } => complete,
-        () = folder.cancel.cancelled() => Ok(false),
+        () = folder.cancel.cancelled() => Ok(Pieces::Lack),
     }
 }
 
@@ -205,9 +257,11 @@ impl<'c> Stream<'c> {
 
 /// What comes of looking through a content.
 pub(super) enum Looked {
-    /// It is in order; `lacks`: not all that it covers was taken in here.
+    /// It is in order; `lacks`: not all that it covers was taken in here; `unknown`: it has versions of an author that is
+    /// none of the group's here.
     Sound {
         lacks: bool,
+        unknown: bool,
     },
     Wrong(String),
 }
@@ -217,7 +271,8 @@ pub(super) fn look_through(folder: &Folder, content: &Content, snapshot: &Snapsh
     folder.store().read_here(|reader| {
         let mut stream = Stream { hasher: Some(blake3::Hasher::new()), ..Stream::new(folder, content) };
         let mut ends: Vec<(AuthorId, Number)> = Vec::new();
-        let mut lacks = false;
+        let (mut lacks, mut unknown) = (false, false);
+        let membership = folder.group.membership();
         loop {
             match stream.next(reader) {
                 Ok(Some(Item::Covered { author, ranges })) => {
@@ -232,11 +287,10 @@ pub(super) fn look_through(folder: &Folder, content: &Content, snapshot: &Snapsh
                         }
                     }
                 }
-                Ok(Some(Item::Row { path, versions })) => {
-                    if let Err(reason) = row(&path, &versions) {
-                        return Ok(Looked::Wrong(reason));
-                    }
-                }
+                Ok(Some(Item::Row { path, versions })) => match row(&path, &versions) {
+                    Ok(versions) => unknown |= versions.dots().any(|dot| !membership.is_admitted(&dot.author)),
+                    Err(reason) => return Ok(Looked::Wrong(reason)),
+                },
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(Broken::Content(reason)) => return Ok(Looked::Wrong(reason)),
@@ -250,7 +304,7 @@ pub(super) fn look_through(folder: &Folder, content: &Content, snapshot: &Snapsh
         if ends != snapshot.covered {
             return Ok(Looked::Wrong("a snapshot does not say which entries it covers".to_owned()));
         }
-        Ok(Looked::Sound { lacks })
+        Ok(Looked::Sound { lacks, unknown })
     })
 }
 

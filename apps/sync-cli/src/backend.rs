@@ -104,10 +104,15 @@ impl Backend {
         }
     }
 
-    pub(crate) async fn invite(&self, group: &str, expires_in: Option<Duration>) -> Result<Invite, Failure> {
+    pub(crate) async fn invite(
+        &self,
+        group: &str,
+        expires_in: Option<Duration>,
+        relays: &[String],
+    ) -> Result<Invite, Failure> {
         match self {
-            Self::Local(local) => local.service.invite(group, expires_in).await,
-            Self::Remote(client) => client.invite(group, expires_in).await,
+            Self::Local(local) => local.service.invite(group, expires_in, relays).await,
+            Self::Remote(client) => client.invite(group, expires_in, relays).await,
         }
     }
 
@@ -125,10 +130,15 @@ impl Backend {
         }
     }
 
-    pub(crate) async fn join(&self, invite: &str, progress: impl Fn(String) + Send + Sync) -> Result<Joined, Failure> {
+    pub(crate) async fn join(
+        &self,
+        invite: &str,
+        relays: &[String],
+        progress: impl Fn(String) + Send + Sync,
+    ) -> Result<Joined, Failure> {
         match self {
-            Self::Local(local) => local.service.join(invite, progress).await,
-            Self::Remote(client) => client.join(invite, progress).await,
+            Self::Local(local) => local.service.join(invite, relays, progress).await,
+            Self::Remote(client) => client.join(invite, relays, progress).await,
         }
     }
 

@@ -154,7 +154,12 @@ impl Service {
     }
 
     /// Makes an invite, and before it the home's group if there is none.
-    pub(crate) async fn invite(&self, group: &str, expires_in: Option<Duration>) -> Result<Invite, Failure> {
+    pub(crate) async fn invite(
+        &self,
+        group: &str,
+        expires_in: Option<Duration>,
+        relays: &[String],
+    ) -> Result<Invite, Failure> {
         let group = match self.resolve(group) {
             Err(failure) if failure.code == "no-group" => {
                 let made = self.device.create_group().await?;
@@ -163,7 +168,7 @@ impl Service {
             }
             found => found?,
         };
-        let invitation = self.device.invite(group, expires_in.unwrap_or(INVITE_LIFETIME)).await?;
+        let invitation = self.device.invite_at(group, expires_in.unwrap_or(INVITE_LIFETIME), relays).await?;
         let invite = Invite {
             id: invitation.id.to_string(),
             group: group.to_string(),
@@ -194,8 +199,13 @@ impl Service {
     }
 
     /// Joins a group and returns its id; `progress` is told each step.
-    pub(crate) async fn join(&self, invite: &str, progress: impl Fn(String) + Send + Sync) -> Result<Joined, Failure> {
-        match self.device.join(invite, |step| progress(in_words(&step))).await {
+    pub(crate) async fn join(
+        &self,
+        invite: &str,
+        relays: &[String],
+        progress: impl Fn(String) + Send + Sync,
+    ) -> Result<Joined, Failure> {
+        match self.device.join_at(invite, relays, |step| progress(in_words(&step))).await {
             Ok(client) => {
                 self.groups_changed.send_replace(());
                 Ok(Joined { group: client.group().to_string(), already: false })

@@ -393,8 +393,18 @@ impl Device {
     ///
     /// It is answered while this device is open. Dropping the future may leave an invite that nobody knows; it expires.
     pub async fn invite(&self, group: GroupId, lifetime: Duration) -> Result<Invitation, ClientError> {
+        self.invite_at(group, lifetime, &[]).await
+    }
+
+    /// Makes an invite that is found at these relays too, beside those of the group.
+    pub async fn invite_at(
+        &self,
+        group: GroupId,
+        lifetime: Duration,
+        relays: &[String],
+    ) -> Result<Invitation, ClientError> {
         let group = self.inner.group(&group).ok_or(ClientError::UnknownGroup(group))?;
-        pairing::invite(&self.inner, &group, lifetime).await
+        pairing::invite(&self.inner, &group, lifetime, relays).await
     }
 
     /// Takes an invite back, named by its code, link or id.
@@ -410,7 +420,17 @@ impl Device {
         code_or_link: &str,
         progress: impl Fn(JoinProgress) + Send + Sync,
     ) -> Result<SyncClient, ClientError> {
-        let group = pairing::join(&self.inner, code_or_link, &progress).await?;
+        self.join_at(code_or_link, &[], progress).await
+    }
+
+    /// Joins by a code or link that is looked for at these relays too, beside those of this home and of the link.
+    pub async fn join_at(
+        &self,
+        code_or_link: &str,
+        relays: &[String],
+        progress: impl Fn(JoinProgress) + Send + Sync,
+    ) -> Result<SyncClient, ClientError> {
+        let group = pairing::join(&self.inner, code_or_link, relays, &progress).await?;
         Ok(SyncClient::new_in(self.inner.clone(), group))
     }
 

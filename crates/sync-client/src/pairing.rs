@@ -1,4 +1,6 @@
-//! Pairing over a connection: makes invites, answers them, and joins by code or link.
+//! Pairing over a connection or through a relay: makes invites, answers them, and joins by code or link.
+
+mod relayed;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -8,9 +10,10 @@ use sync_core::Membership;
 use sync_core::pairing::{Decision, INVITE_LIFETIME_MS, decide};
 use sync_core::session::known_as;
 use sync_crypto::pairing::{prove_author, verify_author, verify_join};
-use sync_crypto::{Code, InviteKeys, check_keys, open_grant, seal_grant};
+use sync_crypto::{AuthorSecret, Code, InviteKeys, check_keys, open_grant, seal_grant};
 use sync_link::frame::FrameStream;
 use sync_link::iroh_link::{Connection, DIAL_TIMEOUT, DeviceId as LinkDevice};
+use sync_link::relay::RelayUrl;
 use sync_link::rendezvous::{Found, LookupId as Place, Publication, Record, race};
 use sync_store::{Content, PeerNote, StoreError};
 use sync_types::bounds::{MAX_ADDRESSES, MAX_FRAME, MAX_NAME, MAX_TOKEN};
@@ -20,6 +23,7 @@ use sync_types::{
     Operation, ReplicaId, SignedOperation, Ticket, Timestamp,
 };
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::device::Inner;
 use crate::error::ClientError;
@@ -31,6 +35,8 @@ use crate::{peers, relays, secrets};
 /// Name of the pairing protocol in the connection handshake.
 pub(crate) const PAIR_ALPN: &[u8] = b"syncshell/pair/1";
 const EXPORT_LABEL: &[u8] = b"syncshell pair v1";
+/// Time to reach a device directly where a relay can stand in for the way to it.
+const RELAYED_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time to look for who answers a code: LAN answers come within a second, a slow Wi-Fi within some.
 const LOOKUP_WAIT: Duration = Duration::from_secs(8);
 /// Time for each step of the exchange.
@@ -111,12 +117,15 @@ pub(crate) struct OpenInvite {
     keys: InviteKeys,
     expires: Timestamp,
     publications: Vec<Publication>,
+    /// Ends answering at relays.
+    relayed: CancellationToken,
     outcome: watch::Sender<Option<InviteOutcome>>,
 }
 
 impl OpenInvite {
     /// Stops answering; that it was used or ended stays to be read where that is possible.
     pub(crate) fn release(self) {
+        self.relayed.cancel();
         let ended = self.outcome.borrow().is_some();
         for publication in self.publications {
             if ended { publication.leave() } else { publication.withdraw() }
@@ -139,13 +148,18 @@ pub(crate) async fn invite(
     device: &Arc<Inner>,
     group: &Arc<Group>,
     lifetime: Duration,
+    relays: &[String],
 ) -> Result<Invitation, ClientError> {
+    let named = parse_relays(relays)?;
     if device.endpoint().is_none() {
         return Err(ClientError::Offline);
     }
     let code = with_rng(&group.shared().rng, |rng| Code::make(rng));
     let text = code.to_string();
+    let mut at = relays::used(group).await;
+    relays::add_new(&mut at, named);
     let ticket = Ticket {
+        relays: relays::shareable(&at),
         secret: code.secret_bytes(),
         device: device.device_id(),
         addresses: device.addresses().iter().map(ToString::to_string).collect(),
@@ -155,7 +169,7 @@ pub(crate) async fn invite(
     let lifetime = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX).min(INVITE_LIFETIME_MS);
     let expires = Timestamp(now().0.saturating_add(lifetime));
     record_invite(group, &keys, expires).await?;
-    let outcome = serve(device, group, keys, expires, InviteState::Open).await;
+    let outcome = serve(device, group, keys, expires, InviteState::Open, at).await;
     Ok(Invitation { id, code: text, link: ticket.to_link(), expires, outcome })
 }
 
@@ -166,12 +180,17 @@ async fn serve(
     keys: InviteKeys,
     expires: Timestamp,
     state: InviteState,
+    at: Vec<RelayUrl>,
 ) -> watch::Receiver<Option<InviteOutcome>> {
     let id = keys.invite_id();
     let (outcome, watched) = watch::channel(None);
     let record = record(device, &keys, state, expires);
     let publications = publish(device, &keys, record).await;
-    lock(&device.invites).insert(id, OpenInvite { group: group.id, keys, expires, publications, outcome });
+    let relayed = device.closed().child_token();
+    let open =
+        OpenInvite { group: group.id, keys: keys.clone(), expires, publications, relayed: relayed.clone(), outcome };
+    lock(&device.invites).insert(id, open);
+    relayed::attend_all(device, group, &keys, expires, &at, &relayed).await;
     let (inner, group) = (device.clone(), group.clone());
     let left = expires.0.saturating_sub(now().0).min(INVITE_LIFETIME_MS);
     device.spawn(async move { tend(&inner, &group, id, left).await });
@@ -187,7 +206,8 @@ pub(crate) async fn resume(device: &Arc<Inner>, group: &Arc<Group>) -> Result<()
         if now().0 < status.expires.0.saturating_add(closed_wait)
             && let Some(keys) = secrets::invite(group.shared(), invite).await?
         {
-            serve(device, group, keys, status.expires, status.state_at(now())).await;
+            let at = relays::used(group).await;
+            serve(device, group, keys, status.expires, status.state_at(now()), at).await;
         }
     }
     Ok(())
@@ -342,6 +362,10 @@ fn parse(text: &str) -> Result<(Code, Option<Ticket>), ClientError> {
     Ok((code, None))
 }
 
+fn parse_relays(relays: &[String]) -> Result<Vec<RelayUrl>, ClientError> {
+    Ok(relays.iter().map(|url| url.parse()).collect::<Result<_, _>>()?)
+}
+
 /// Answers a connection that asks for an admission.
 pub(crate) async fn answer(device: &Arc<Inner>, connection: Connection) {
     let Ok(Ok(mut stream)) = tokio::time::timeout(STEP_WAIT, connection.accept_stream(MAX_FRAME)).await else {
@@ -390,17 +414,19 @@ async fn receive(stream: &mut FrameStream) -> Result<Frame, ErrorCode> {
     Frame::decode(&bytes).map_err(|_| ErrorCode::Protocol)
 }
 
+impl Request {
+    fn of(frame: Frame) -> Option<Self> {
+        let Frame::Join { invite, keys, replica, name, addresses, invite_proof, author_proof } = frame else {
+            return None;
+        };
+        Some(Self { invite, keys, replica, name: clean(&name), addresses, invite_proof, author_proof })
+    }
+}
+
 async fn grant(device: &Arc<Inner>, connection: &Connection, stream: &mut FrameStream) -> Result<(), ErrorCode> {
-    let Frame::Join { invite, keys, replica, name, addresses, invite_proof, author_proof } = receive(stream).await?
-    else {
-        return Err(ErrorCode::Protocol);
-    };
-    let request = Request { invite, keys, replica, name: clean(&name), addresses, invite_proof, author_proof };
+    let request = Request::of(receive(stream).await?).ok_or(ErrorCode::Protocol)?;
     let binding = connection.export(EXPORT_LABEL, b"").map_err(|_| ErrorCode::Unavailable)?;
-    let group = group_of(device, invite).await.ok_or(ErrorCode::InviteWrong)?;
-    admit(device, &group, &request, &binding).await?;
-    let grant = make_grant(device, &group, &request, &binding).await?;
-    let author = request.keys.verify;
+    let (group, grant) = answer_to(device, &request, &binding).await?;
     let frame = Frame::Grant(grant).encode();
     let sending = async { stream.sender.send(frame).await.is_ok() && stream.sender.flush().await.is_ok() };
     let sent = tokio::time::timeout(STEP_WAIT, sending).await.unwrap_or(false);
@@ -408,9 +434,24 @@ async fn grant(device: &Arc<Inner>, connection: &Connection, stream: &mut FrameS
         // whether it stored the grant shows when it asks again, or comes as a member
         return Ok(());
     }
+    note_joined(device, &group, &request, DeviceId(connection.remote_device().0)).await;
+    Ok(())
+}
+
+/// Admits who asks, and makes what it is told.
+async fn answer_to(device: &Inner, request: &Request, binding: &[u8; 32]) -> Result<(Arc<Group>, Grant), ErrorCode> {
+    let group = group_of(device, request.invite).await.ok_or(ErrorCode::InviteWrong)?;
+    admit(device, &group, request, binding).await?;
+    let grant = make_grant(device, &group, request, binding).await?;
+    Ok((group, grant))
+}
+
+/// Remembers a newcomer that is known to have stored its admission.
+async fn note_joined(device: &Arc<Inner>, group: &Arc<Group>, request: &Request, its: DeviceId) {
+    let author = request.keys.verify;
     let note = PeerNote {
         author,
-        device: DeviceId(connection.remote_device().0),
+        device: its,
         name: request.name.clone(),
         addresses: request.addresses.iter().take(MAX_ADDRESSES).cloned().collect(),
         now: now(),
@@ -419,9 +460,8 @@ async fn grant(device: &Arc<Inner>, connection: &Connection, stream: &mut FrameS
     if let Err(error) = group.store().note_peer(group.id, replica, note).await {
         tracing::warn!(%error, "newcomer's addresses could not be remembered");
     }
-    has_joined(device, &group, author, &request.name).await;
-    peers::want(device, &group, DeviceId(connection.remote_device().0));
-    Ok(())
+    has_joined(device, group, author, &request.name).await;
+    peers::want(device, group, its);
 }
 
 /// Ends the invite that admitted an author, now that it is known to have stored its admission.
@@ -528,31 +568,68 @@ async fn make_grant(
 pub(crate) async fn join(
     device: &Arc<Inner>,
     text: &str,
+    relays: &[String],
     progress: &(dyn Fn(JoinProgress) + Send + Sync),
 ) -> Result<Arc<Group>, ClientError> {
-    let endpoint = device.endpoint().ok_or(ClientError::Offline)?.clone();
+    let mut at = parse_relays(relays)?;
+    if device.endpoint().is_none() {
+        return Err(ClientError::Offline);
+    }
     let (code, ticket) = parse(text)?;
     let keys = derive(code).await?;
+    // a relay of a link that makes no sense is one less
+    let linked = ticket.iter().flat_map(|ticket| &ticket.relays).filter_map(|url| url.parse().ok());
+    relays::add_new(&mut at, linked.collect());
+    relays::add_new(&mut at, relays::of_home(device).await);
     progress(JoinProgress::Looking);
     let found = match ticket {
         Some(ticket) => {
-            Whereabouts { by: "link".to_owned(), device: ticket.device, addresses: ticket.addresses, expires: None }
+            Ok(Whereabouts { by: "link".to_owned(), device: ticket.device, addresses: ticket.addresses, expires: None })
         }
-        None => look_up(device, &keys).await?,
+        None => look_up(device, &keys, &at).await,
     };
+    let failed = match found {
+        Ok(found) => match join_directly(device, &keys, &found, !at.is_empty(), progress).await {
+            Err(error @ (ClientError::Unreachable(_) | ClientError::InviteExpired)) => error,
+            joined => return joined,
+        },
+        Err(error) => error,
+    };
+    for url in &at {
+        match relayed::join(device, url, &keys, progress).await {
+            Ok(group) => return Ok(group),
+            Err(relayed::JoinError::NotThere) => {}
+            Err(relayed::JoinError::Relay(error)) => {
+                tracing::warn!(relay = %url.authority(), %error, "could not join through the relay");
+            }
+            Err(relayed::JoinError::Ended(error)) => return Err(error),
+        }
+    }
+    Err(failed)
+}
+
+async fn join_directly(
+    device: &Arc<Inner>,
+    keys: &InviteKeys,
+    found: &Whereabouts,
+    relayed: bool,
+    progress: &(dyn Fn(JoinProgress) + Send + Sync),
+) -> Result<Arc<Group>, ClientError> {
+    let endpoint = device.endpoint().ok_or(ClientError::Offline)?;
     progress(JoinProgress::Found { by: found.by.clone() });
     if found.device == device.device_id() {
         return Err(ClientError::InviteMalformed("this device made that invite itself".to_owned()));
     }
     let mut addresses = device.same_machine_addresses(&found.device);
     addresses.extend(found.addresses.iter().filter_map(|text| text.parse::<SocketAddr>().ok()));
-    let dialled = endpoint.connect(LinkDevice(found.device.0), &addresses, PAIR_ALPN, DIAL_TIMEOUT).await;
+    let patience = if relayed { RELAYED_DIAL_TIMEOUT } else { DIAL_TIMEOUT };
+    let dialled = endpoint.connect(LinkDevice(found.device.0), &addresses, PAIR_ALPN, patience).await;
     let connection = dialled.map_err(|error| match found.expires {
         Some(expires) if expires <= now() => ClientError::InviteExpired,
         _ => ClientError::Unreachable(error.to_string()),
     })?;
     progress(JoinProgress::Connected);
-    let joined = exchange(device, &connection, &keys, &found).await;
+    let joined = exchange(device, &connection, keys, found).await;
     connection.close(0, "done");
     let (group, name) = joined?;
     progress(JoinProgress::Joined { group: group.id, name });
@@ -567,9 +644,10 @@ struct Whereabouts {
     expires: Option<Timestamp>,
 }
 
-async fn look_up(device: &Inner, keys: &InviteKeys) -> Result<Whereabouts, ClientError> {
+async fn look_up(device: &Inner, keys: &InviteKeys, at: &[RelayUrl]) -> Result<Whereabouts, ClientError> {
     let place = Place(keys.lookup_id().0);
-    let mut lookup = race(device.rendezvous.iter().map(|rendezvous| rendezvous.lookup(place)));
+    let near = device.rendezvous.iter().map(|rendezvous| rendezvous.lookup(place));
+    let mut lookup = race(near.chain(at.iter().map(|url| relayed::lookup(url, place))));
     let searching = tokio::time::timeout(LOOKUP_WAIT, async {
         while let Some(found) = lookup.next().await {
             let (provider, record) = match found {
@@ -619,15 +697,7 @@ async fn exchange(
     let invite = keys.invite_id();
     // durable before it is shown to anyone, so that a crash from here on leads to the same admission
     let author = secrets::joining_author(shared, invite).await?;
-    let join = Frame::Join {
-        invite,
-        keys: author.keys(),
-        replica: shared.replica,
-        name: shared.name.clone(),
-        addresses: device.addresses().iter().map(ToString::to_string).collect(),
-        invite_proof: keys.prove_join(&binding, &author.id()),
-        author_proof: prove_author(&author, &binding, &invite),
-    };
+    let join = request(device, keys, &author, &binding);
     let mut stream = connection.open_stream(MAX_FRAME).await.map_err(|error| lost(&error))?;
     let sending = async {
         stream.sender.send(join.encode()).await?;
@@ -640,22 +710,7 @@ async fn exchange(
         .map_err(|_| ClientError::Unreachable("it does not answer".to_owned()))?
         .map_err(|error| lost(&error))?
         .ok_or_else(|| ClientError::Unreachable("it hung up".to_owned()))?;
-    let grant = match Frame::decode(&bytes) {
-        Ok(Frame::Grant(grant)) => grant,
-        Ok(Frame::Error { code, text }) => return Err(refused(code, text)),
-        Ok(_) => return Err(ClientError::InviteForged("it answered out of turn".to_owned())),
-        Err(error) => return Err(ClientError::InviteForged(error.to_string())),
-    };
-    if !keys.verify_inviter(&binding, &grant.proven_hash(), &grant.proof) {
-        return Err(ClientError::InviteForged("its answer does not show that it knows the code".to_owned()));
-    }
-    let group = GroupId::of(&grant.charter);
-    if device.group(&group).is_some() {
-        return Err(ClientError::AlreadyJoined(group));
-    }
-    let name = clean(&grant.name);
-    accept(device, &grant, &binding, &author, inviter).await?;
-    let opened = device.open_group(group, false).await?;
+    let (opened, name) = take_grant(device, keys, &author, &binding, inviter, &bytes).await?;
     // the answer is stored: say so; if that is lost, the inviter learns it from the first session
     let _ = tokio::time::timeout(STEP_WAIT, async {
         if stream.sender.send(Frame::Joined.encode()).await.is_ok() && stream.sender.finish().await.is_ok() {
@@ -664,6 +719,47 @@ async fn exchange(
     })
     .await;
     Ok((opened, name))
+}
+
+/// What a joiner asks with.
+fn request(device: &Inner, keys: &InviteKeys, author: &AuthorSecret, binding: &[u8; 32]) -> Frame {
+    let (shared, invite) = (&device.shared, keys.invite_id());
+    Frame::Join {
+        invite,
+        keys: author.keys(),
+        replica: shared.replica,
+        name: shared.name.clone(),
+        addresses: device.addresses().iter().map(ToString::to_string).collect(),
+        invite_proof: keys.prove_join(binding, &author.id()),
+        author_proof: prove_author(author, binding, &invite),
+    }
+}
+
+/// Takes in what the inviter answered, and opens the group.
+async fn take_grant(
+    device: &Arc<Inner>,
+    keys: &InviteKeys,
+    author: &AuthorSecret,
+    binding: &[u8; 32],
+    inviter: &Whereabouts,
+    answer: &[u8],
+) -> Result<(Arc<Group>, String), ClientError> {
+    let grant = match Frame::decode(answer) {
+        Ok(Frame::Grant(grant)) => grant,
+        Ok(Frame::Error { code, text }) => return Err(refused(code, text)),
+        Ok(_) => return Err(ClientError::InviteForged("it answered out of turn".to_owned())),
+        Err(error) => return Err(ClientError::InviteForged(error.to_string())),
+    };
+    if !keys.verify_inviter(binding, &grant.proven_hash(), &grant.proof) {
+        return Err(ClientError::InviteForged("its answer does not show that it knows the code".to_owned()));
+    }
+    let group = GroupId::of(&grant.charter);
+    if device.group(&group).is_some() {
+        return Err(ClientError::AlreadyJoined(group));
+    }
+    let name = clean(&grant.name);
+    accept(device, &grant, binding, author, inviter).await?;
+    Ok((device.open_group(group, false).await?, name))
 }
 
 fn refused(code: ErrorCode, text: String) -> ClientError {
@@ -681,7 +777,7 @@ async fn accept(
     device: &Inner,
     grant: &Grant,
     binding: &[u8; 32],
-    author: &sync_crypto::AuthorSecret,
+    author: &AuthorSecret,
     inviter: &Whereabouts,
 ) -> Result<(), ClientError> {
     let forged = |error: &dyn std::fmt::Display| ClientError::InviteForged(error.to_string());

@@ -173,12 +173,35 @@ pub(crate) async fn list(device: &Inner) -> Result<Vec<HomeRelay>, ClientError> 
     Ok(listed.await?)
 }
 
-/// The relays to tell a newcomer of: not an operator's token, and not what means another relay elsewhere.
-pub(crate) async fn to_give_away(group: &Group) -> Vec<String> {
+/// The relays of a group.
+pub(crate) async fn used(group: &Group) -> Vec<RelayUrl> {
     let id = group.id;
-    let used = group.store().read(move |reader| read_used(reader, &id)).await.unwrap_or_default();
-    let named = used.iter().filter(|url| url.has_key()).map(|url| url.without_token().to_string());
+    group.store().read(move |reader| read_used(reader, &id)).await.unwrap_or_default()
+}
+
+/// The relays of every group of this home.
+pub(crate) async fn of_home(device: &Inner) -> Vec<RelayUrl> {
+    device.shared.store.read(|reader| read_list(reader, None)).await.unwrap_or_default()
+}
+
+/// Adds those that are not there yet.
+pub(crate) fn add_new(urls: &mut Vec<RelayUrl>, more: Vec<RelayUrl>) {
+    for url in more {
+        if !urls.iter().any(|known| known.is_same_relay(&url)) {
+            urls.push(url);
+        }
+    }
+}
+
+/// What of relays others may be told: not an operator's token, and not what means another relay elsewhere.
+pub(crate) fn shareable(urls: &[RelayUrl]) -> Vec<String> {
+    let named = urls.iter().filter(|url| url.has_key()).map(|url| url.without_token().to_string());
     named.filter(|url| url.len() <= MAX_TEXT).take(MAX_RELAYS).collect()
+}
+
+/// The relays to tell a newcomer of.
+pub(crate) async fn to_give_away(group: &Group) -> Vec<String> {
+    shareable(&used(group).await)
 }
 
 /// Takes in the relays that an inviter told of.

@@ -30,6 +30,8 @@ const SALT: &[u8; 16] = b"syncshell/pair/1";
 /// The second choice of RFC 9106, section 4: about a fifth of a second, and a phone has the memory.
 const COST: Cost = Cost { memory_kib: 64 << 10, passes: 3, lanes: 4 };
 const RECORD: &str = "record";
+const REQUEST: &str = "join request";
+const ANSWER: &str = "join answer";
 
 static BASE32: LazyLock<Encoding> = LazyLock::new(|| {
     let mut specification = Specification::new();
@@ -191,6 +193,44 @@ impl InviteKeys {
         open_box(&self.record_key(), RECORD, self.lookup_id().as_bytes(), sealed)
     }
 
+    /// What shows a relay that the invite's record is ours.
+    #[must_use]
+    pub fn relay_owner(&self) -> [u8; 16] {
+        expand(&self.prk, "owner")
+    }
+
+    /// Seals what a joiner leaves at a relay.
+    #[must_use]
+    pub fn seal_request(&self, request: &[u8], rng: &mut impl CryptoRng) -> Vec<u8> {
+        seal_box(&self.relay_key(), REQUEST, self.lookup_id().as_bytes(), request, rng)
+    }
+
+    /// Opens what a joiner left at a relay.
+    ///
+    /// # Errors
+    /// When it belongs to another invite, or was changed.
+    pub fn open_request(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, OpenError> {
+        open_box(&self.relay_key(), REQUEST, self.lookup_id().as_bytes(), sealed)
+    }
+
+    /// Seals the answer to the request with this nonce.
+    #[must_use]
+    pub fn seal_answer(&self, nonce: &[u8; 32], answer: &[u8], rng: &mut impl CryptoRng) -> Vec<u8> {
+        seal_box(&self.relay_key(), ANSWER, nonce, answer, rng)
+    }
+
+    /// Opens the answer to the request with this nonce.
+    ///
+    /// # Errors
+    /// When it answers another request, or was changed.
+    pub fn open_answer(&self, nonce: &[u8; 32], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, OpenError> {
+        open_box(&self.relay_key(), ANSWER, nonce, sealed)
+    }
+
+    fn relay_key(&self) -> Zeroizing<[u8; 32]> {
+        expand(&self.prk, "relay").into()
+    }
+
     /// What the membership entry of the invite publishes, so that any member can check a joiner.
     #[must_use]
     pub fn verifier(&self) -> [u8; 32] {
@@ -322,6 +362,20 @@ mod tests {
     fn debug_output_shows_no_code_and_no_key() {
         assert_eq!(format!("{:?}", Code::from_bytes([0xab; 10])), "Code(redacted)");
         assert_eq!(format!("{:?}", keys()), "InviteKeys(redacted)");
+    }
+
+    #[test]
+    fn what_goes_through_a_relay_opens_for_its_invite_and_an_answer_for_its_request_only() {
+        let mut rng = ChaCha20Rng::from_seed([3; 32]);
+        let (keys, other) = (InviteKeys::from_prk([1; 32]), InviteKeys::from_prk([2; 32]));
+        let (request, answer) = (keys.seal_request(b"join", &mut rng), keys.seal_answer(&[7; 32], b"grant", &mut rng));
+        assert_eq!(&keys.open_request(&request).unwrap()[..], b"join");
+        assert_eq!(&keys.open_answer(&[7; 32], &answer).unwrap()[..], b"grant");
+        assert!(other.open_request(&request).is_err() && other.open_answer(&[7; 32], &answer).is_err());
+        assert!(keys.open_answer(&[8; 32], &answer).is_err(), "of another request");
+        assert!(keys.open_request(&answer).is_err() && keys.open_answer(&[7; 32], &request).is_err());
+        assert!(keys.open_record(&request).is_err());
+        assert_ne!(keys.relay_owner(), other.relay_owner());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! The address of a relay ends in its key and its certificate's; who answers with another one is not that relay.
 //! On the loopback network both may be left out: whoever answers there is of this machine.
 
+pub mod meeting;
 mod tls;
 
 use std::fmt;
@@ -36,6 +37,8 @@ pub const GONE_AFTER: Duration = Duration::from_secs(80);
 const READ_BUFFER: usize = 64 << 10;
 /// Characters of an address: host, both keys and an operator's token, each as long as it may be, fit with room.
 const MAX_URL: usize = 512;
+/// Bytes of what a relay says in words that are read.
+const MAX_TEXT: usize = 256;
 /// The port of the web, which an address with TLS means unless it names one.
 const TLS_PORT: u16 = 443;
 
@@ -247,7 +250,7 @@ impl From<tungstenite::Error> for RelayError {
         match error {
             tungstenite::Error::Http(response) => {
                 let body = response.body().as_deref().unwrap_or_default();
-                let text = String::from_utf8_lossy(&body[..body.len().min(MAX_URL)]);
+                let text = String::from_utf8_lossy(&body[..body.len().min(MAX_TEXT)]);
                 let text = text.chars().filter(|c| !c.is_control()).collect();
                 Self::Refused { status: response.status().as_u16(), text }
             }

@@ -243,6 +243,9 @@ pub enum RendezvousError {
     /// No interface takes part in multicast.
     #[error("no network interface for multicast, connect to a network or pair by link")]
     NoInterface,
+    /// A relay does not give the record.
+    #[error(transparent)]
+    Meeting(#[from] crate::relay::meeting::MeetingError),
     /// The network refused.
     #[error("local network cannot be used: {0}")]
     Network(#[source] io::Error),

@@ -1,6 +1,7 @@
-//! What a rendezvous keeps, and invites as they are shown: the link, an invite's record, a member's record.
+//! What a rendezvous keeps, and invites as they are shown: the link, an invite's record, a member's record, and what a
+//! joiner and an inviter tell each other through a relay.
 
-use crate::bounds::{MAX_ADDRESSES, MAX_TEXT};
+use crate::bounds::{MAX_ADDRESSES, MAX_RELAYS, MAX_TEXT};
 use crate::ids::{DeviceId, Timestamp};
 use crate::wire::{FormatError, Reader, Writer};
 
@@ -9,6 +10,12 @@ const VERSION: u64 = 1;
 pub const LINK_PREFIX: &str = "syncshell://join#";
 /// Plaintext length of a record, the same whatever it holds.
 pub const RECORD_LEN: usize = 512;
+/// Characters of a link: as many relays and addresses as it may have, few of which are as long as they may be.
+const MAX_LINK: usize = 4096;
+/// Plaintext length of what a joiner leaves at a relay: a JOIN with its keys and as many addresses as a device has.
+pub const RELAYED_LEN: usize = 4096;
+/// Plaintext length of an answer at most: a GRANT with the longest token and as many epochs as may be.
+pub const MAX_RELAYED: usize = 1 << 20;
 
 /// An invite as link and QR show it.
 #[derive(Clone, PartialEq, Eq)]
@@ -19,6 +26,8 @@ pub struct Ticket {
     pub device: DeviceId,
     /// Where it can be dialled.
     pub addresses: Vec<String>,
+    /// Relays where it can be found if not.
+    pub relays: Vec<String>,
 }
 
 impl std::fmt::Debug for Ticket {
@@ -31,8 +40,8 @@ impl Ticket {
     /// The link.
     #[must_use]
     pub fn to_link(&self) -> String {
-        let mut writer = Writer::array_of(4);
-        writer.uint(VERSION).bin(&self.secret).bin(&self.device.0).texts(&self.addresses);
+        let mut writer = Writer::array_of(5);
+        writer.uint(VERSION).bin(&self.secret).bin(&self.device.0).texts(&self.addresses).texts(&self.relays);
         format!("{LINK_PREFIX}{}", data_encoding::BASE64URL_NOPAD.encode(&writer.finish()))
     }
 
@@ -40,20 +49,20 @@ impl Ticket {
     pub fn from_link(link: &str) -> Result<Self, FormatError> {
         let malformed = FormatError::Malformed { field: "link" };
         let encoded = link.trim().strip_prefix(LINK_PREFIX).ok_or(malformed.clone())?;
-        let max = RECORD_LEN * 4;
-        if encoded.len() > max {
-            return Err(FormatError::TooMany { field: "link", got: encoded.len(), max });
+        if encoded.len() > MAX_LINK {
+            return Err(FormatError::TooMany { field: "link", got: encoded.len(), max: MAX_LINK });
         }
         let bytes = data_encoding::BASE64URL_NOPAD.decode(encoded.as_bytes()).map_err(|_| malformed)?;
         let mut reader = Reader::new(&bytes);
-        let fields = reader.array("link", 4, 64)?;
+        let fields = reader.array("link", 5, 64)?;
         check_version("link", &mut reader)?;
         let ticket = Self {
             secret: reader.fixed("secret")?,
             device: DeviceId(reader.fixed("device")?),
             addresses: reader.texts("addresses", MAX_ADDRESSES)?,
+            relays: reader.texts("relays", MAX_RELAYS)?,
         };
-        reader.skip("link", fields - 4)?;
+        reader.skip("link", fields - 5)?;
         reader.end()?;
         Ok(ticket)
     }
@@ -182,6 +191,49 @@ impl MemberRecord {
     }
 }
 
+/// What a joiner and an inviter tell each other through a relay, sealed: a frame, and who sends it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relayed {
+    /// Drawn by the joiner for one try; the inviter repeats it.
+    pub nonce: [u8; 32],
+    /// The sender's device.
+    pub device: DeviceId,
+    /// The frame: JOIN or JOINED of a joiner, GRANT or ERROR of an inviter.
+    pub frame: Vec<u8>,
+}
+
+impl Relayed {
+    /// The plaintext: [`RELAYED_LEN`] bytes, or the next power of two that suffices.
+    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
+        let mut writer = Writer::array_of(4);
+        writer.uint(VERSION).bin(&self.nonce).bin(&self.device.0).bin(&self.frame);
+        let mut bytes = writer.finish();
+        let len = bytes.len().next_power_of_two().max(RELAYED_LEN);
+        if len > MAX_RELAYED {
+            return Err(FormatError::TooMany { field: "frame", got: len, max: MAX_RELAYED });
+        }
+        bytes.resize(len, 0);
+        Ok(bytes)
+    }
+
+    /// Reads the plaintext.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        if bytes.len() > MAX_RELAYED {
+            return Err(FormatError::TooMany { field: "frame", got: bytes.len(), max: MAX_RELAYED });
+        }
+        let mut reader = Reader::new(bytes);
+        let fields = reader.array("message", 4, 64)?;
+        check_version("message", &mut reader)?;
+        let relayed = Self {
+            nonce: reader.fixed("nonce")?,
+            device: DeviceId(reader.fixed("device")?),
+            frame: reader.bin("frame", MAX_RELAYED)?.to_vec(),
+        };
+        reader.skip("message", fields - 4)?;
+        Ok(relayed)
+    }
+}
+
 fn check_version(what: &'static str, reader: &mut Reader<'_>) -> Result<(), FormatError> {
     match reader.uint("version")? {
         VERSION => Ok(()),
@@ -197,16 +249,34 @@ mod tests {
 
     #[test]
     fn a_link_is_read_back_and_stays_yesterdays() {
-        let ticket = Ticket { secret: [7; 10], device: DeviceId([8; 32]), addresses: vec!["127.0.0.1:4000".into()] };
+        let (addresses, relays) = (vec!["127.0.0.1:4000".into()], vec!["ws://[::1]:1/#k".into()]);
+        let ticket = Ticket { secret: [7; 10], device: DeviceId([8; 32]), addresses, relays };
         let link = ticket.to_link();
         expect_test::expect![
-            "syncshell://join#lAHECgcHBwcHBwcHBwfEIAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgIka4xMjcuMC4wLjE6NDAwMA"
+            "syncshell://join#lQHECgcHBwcHBwcHBwfEIAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgIka4xMjcuMC4wLjE6NDAwMJGvd3M6Ly9bOjoxXToxLyNr"
         ]
         .assert_eq(&link);
         assert_eq!(Ticket::from_link(&format!(" {link}\n")), Ok(ticket));
         for bad in ["", "syncshell://join#", "syncshell://join#!!", "https://x/#AA"] {
             assert!(Ticket::from_link(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_relayed_message_is_read_back_and_its_length_tells_little() {
+        let mut message = Relayed { nonce: [1; 32], device: DeviceId([2; 32]), frame: vec![3; 5] };
+        let bytes = message.encode().expect("fits");
+        expect_test::expect![[r#"
+            "9401c4200101010101010101010101010101010101010101010101010101010101010101c4200202020202020202020202020202020202020202020202020202020202020202c4050303030303"
+        "#]]
+        .assert_debug_eq(&data_encoding::HEXLOWER.encode(&bytes[..77]));
+        assert!(bytes.len() == RELAYED_LEN && bytes[77..].iter().all(|byte| *byte == 0));
+        assert_eq!(Relayed::decode(&bytes), Ok(message.clone()));
+        message.frame = vec![3; 5000];
+        assert_eq!(message.encode().map(|bytes| bytes.len()), Ok(8192));
+        message.frame = vec![3; MAX_RELAYED];
+        assert!(message.encode().is_err());
+        assert!(Relayed::decode(&vec![0; MAX_RELAYED + 1]).is_err());
     }
 
     #[test]

@@ -45,6 +45,12 @@ pub struct Limits {
     pub connections_per_address: usize,
     /// Pushes and refused requests of one device in a minute.
     pub messages_per_minute: u32,
+    /// Codes that one address makes in a minute.
+    pub codes_per_minute: u32,
+    /// Codes that one address looks up in a minute, and questions about them.
+    pub code_fetches_per_minute: u32,
+    /// Of these, such as are not there; beyond it, the address has to wait.
+    pub code_misses_per_minute: u32,
     /// Bytes of an app in one blob.
     pub blob_bytes: usize,
     /// Bytes kept of one group.
@@ -79,6 +85,9 @@ impl Default for Limits {
             connections: 1000,
             connections_per_address: 10,
             messages_per_minute: 100,
+            codes_per_minute: 5,
+            code_fetches_per_minute: 10,
+            code_misses_per_minute: 3,
             blob_bytes: MAX_APP_BYTES,
             group_bytes: 100 << 20,
             groups: 1000,

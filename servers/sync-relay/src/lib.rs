@@ -14,6 +14,7 @@ mod config;
 mod data;
 mod limiter;
 mod mailbox;
+mod meetings;
 mod metrics;
 mod relay;
 mod server;

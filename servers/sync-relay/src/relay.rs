@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use crate::access::Shown;
 use crate::config::Limits;
 use crate::limiter::{Connections, Limiter};
+use crate::meetings::{Meetings, Rates};
 use crate::metrics::{Metrics, Now};
 
 /// Part of a group's room that memberships and rotations have beyond it, without which nobody could be judged.
@@ -34,6 +35,8 @@ pub(crate) struct Relay {
     pub(crate) messages: Limiter<AuthorId>,
     /// Refused requests of who is no member.
     pub(crate) strangers: Limiter<IpAddr>,
+    /// Where codes are found.
+    pub(crate) meetings: Meetings,
     pub(crate) stop: CancellationToken,
     /// What lets a group be new here; none where everyone may.
     registration: Option<String>,
@@ -63,6 +66,11 @@ impl Relay {
             connections: Connections::new(limits.connections, limits.connections_per_address),
             messages: Limiter::new(limits.messages_per_minute),
             strangers: Limiter::new(limits.messages_per_minute),
+            meetings: Meetings::new(Rates {
+                create: limits.codes_per_minute,
+                fetch: limits.code_fetches_per_minute,
+                missed: limits.code_misses_per_minute,
+            }),
             limits,
             secret,
             replica,

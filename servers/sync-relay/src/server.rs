@@ -26,12 +26,12 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Config, ConfigError};
 use crate::data::{Data, DataError};
 use crate::limiter::{Place, TooMany, subscriber};
-use crate::mailbox;
 use crate::relay::Relay;
 use crate::tls::{Identity, TlsError};
+use crate::{mailbox, meetings};
 
 /// Time for a request to come whole; a socket that says nothing is closed.
-const REQUEST_WAIT: Duration = Duration::from_secs(10);
+pub(crate) const REQUEST_WAIT: Duration = Duration::from_secs(10);
 /// Time for connections to end once the relay is to.
 const DRAIN: Duration = Duration::from_secs(3);
 /// Bytes read from a socket at once: connections are many and mostly silent.
@@ -80,8 +80,9 @@ pub struct Server {
     _data: Data,
 }
 
-struct Inner {
-    relay: Arc<Relay>,
+/// What every request is answered with.
+pub(crate) struct Inner {
+    pub(crate) relay: Arc<Relay>,
     /// None without TLS.
     acceptor: Option<TlsAcceptor>,
     /// Room for handshakes with who is then only told that there is no room.
@@ -243,6 +244,22 @@ async fn answer(
 }
 
 impl Inner {
+    /// The address that asks.
+    pub(crate) fn asking(&self, headers: &HeaderMap, socket: IpAddr) -> IpAddr {
+        if self.behind_proxy { forwarded(headers).unwrap_or(socket) } else { socket }
+    }
+
+    /// What comes of something, or nothing once the relay stops.
+    pub(crate) async fn unless_stopped<T, E>(
+        &self,
+        work: impl Future<Output = Result<Option<T>, E>>,
+    ) -> Result<Option<T>, E> {
+        tokio::select! {
+            done = work => done,
+            () = self.relay.stop.cancelled() => Ok(None),
+        }
+    }
+
     fn count_too_many(&self, too_many: TooMany) -> (StatusCode, &'static str) {
         let metrics = &self.relay.metrics;
         match too_many {
@@ -263,6 +280,7 @@ fn router(inner: Arc<Inner>) -> Router {
         .route(CHANNEL_PATH, get(channel))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
+        .merge(meetings::routes())
         .with_state(inner)
 }
 
@@ -274,7 +292,7 @@ async fn channel(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
     let relay = inner.relay.clone();
-    let address = if inner.behind_proxy { forwarded(&headers).unwrap_or(socket) } else { socket };
+    let address = inner.asking(&headers, socket);
     if relay.strangers.is_empty(&subscriber(address), Instant::now()) {
         return (StatusCode::TOO_MANY_REQUESTS, "too many refused requests from your address").into_response();
     }
@@ -310,6 +328,7 @@ async fn health(State(inner): State<Arc<Inner>>) -> Response {
             version: env!("CARGO_PKG_VERSION"),
             connections: now.connections,
             groups: now.groups,
+            codes: relay.meetings.count(),
             blobs_stored: relay.metrics.stored.get(),
             uptime_seconds: now.uptime_seconds,
         })
@@ -327,6 +346,7 @@ struct Health {
     version: &'static str,
     connections: usize,
     groups: usize,
+    codes: usize,
     blobs_stored: u64,
     uptime_seconds: u64,
 }
@@ -336,7 +356,7 @@ async fn metrics(
     Extension(socket): Extension<IpAddr>,
     headers: HeaderMap,
 ) -> Response {
-    let address = if inner.behind_proxy { forwarded(&headers).unwrap_or(socket) } else { socket };
+    let address = inner.asking(&headers, socket);
     if !inner.public_metrics && !address.to_canonical().is_loopback() {
         return StatusCode::NOT_FOUND.into_response();
     }

@@ -15,9 +15,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::socket::{self, Address};
 use super::{
-    Devices, EventLine, Folders, Handed, HomeRelays, Invite, JoinLine, JoinRequest, Joined, OfferedFolders, Outcome,
-    Overview, Page, PlaceRequest, Pushed, RelayRequest, RestoreRequest, Restored, RevokeRequest, SelectRequest, Undone,
-    VERSION, VERSION_HEADER, Versions, VersionsRequest,
+    Devices, EventLine, Folders, Handed, HomeRelays, Invite, InviteRequest, JoinLine, JoinRequest, Joined,
+    OfferedFolders, Outcome, Overview, Page, PlaceRequest, Pushed, RelayRequest, RestoreRequest, Restored,
+    RevokeRequest, SelectRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest,
 };
 use crate::exit::Failure;
 
@@ -73,9 +73,15 @@ impl ApiClient {
         self.ask(Method::GET, &path, Bytes::new(), wait + PATIENCE).await
     }
 
-    pub(crate) async fn invite(&self, group: &str, expires_in: Option<Duration>) -> Result<Invite, Failure> {
+    pub(crate) async fn invite(
+        &self,
+        group: &str,
+        expires_in: Option<Duration>,
+        relays: &[String],
+    ) -> Result<Invite, Failure> {
         let expires = expires_in.map(|after| format!("&expires_in={}", after.as_secs())).unwrap_or_default();
-        self.ask(Method::POST, &format!("/v1/invites?group={group}{expires}"), Bytes::new(), PATIENCE).await
+        let body = json(&InviteRequest { relays: relays.to_vec() })?;
+        self.ask(Method::POST, &format!("/v1/invites?group={group}{expires}"), body, PATIENCE).await
     }
 
     pub(crate) async fn outcome(&self, id: &str) -> Result<Outcome, Failure> {
@@ -88,8 +94,13 @@ impl ApiClient {
     }
 
     /// Joins a group; `progress` is told each step.
-    pub(crate) async fn join(&self, invite: &str, mut progress: impl FnMut(String)) -> Result<Joined, Failure> {
-        let body = json(&JoinRequest { invite: invite.to_owned() })?;
+    pub(crate) async fn join(
+        &self,
+        invite: &str,
+        relays: &[String],
+        mut progress: impl FnMut(String),
+    ) -> Result<Joined, Failure> {
+        let body = json(&JoinRequest { invite: invite.to_owned(), relays: relays.to_vec() })?;
         let mut lines = self.stream(Method::POST, "/v1/join", body).await?;
         while let Some(line) = lines.next().await? {
             match line {

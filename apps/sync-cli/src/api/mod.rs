@@ -161,11 +161,22 @@ pub(crate) struct RevokeRequest {
     pub(crate) invite: String,
 }
 
+/// Asks for an invite.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub(crate) struct InviteRequest {
+    /// Relays where it is found too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) relays: Vec<String>,
+}
+
 /// Asks to join by an invite.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct JoinRequest {
     /// Code or link.
     pub(crate) invite: String,
+    /// Relays where it is looked for too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) relays: Vec<String>,
 }
 
 /// A line of the answer to a join.

@@ -28,9 +28,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::loopback::{self, Guard, Loopback};
 use super::socket::{self, Address};
 use super::{
-    Devices, Folders, Handed, HomeRelays, Invite, JoinLine, JoinRequest, OfferedFolders, Outcome, Overview, PAGE_BLOBS,
-    Page, PlaceRequest, Pushed, RateRequest, RelayRequest, RestoreRequest, Restored, RevokeRequest, SelectRequest,
-    Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest,
+    Devices, Folders, Handed, HomeRelays, Invite, InviteRequest, JoinLine, JoinRequest, OfferedFolders, Outcome,
+    Overview, PAGE_BLOBS, Page, PlaceRequest, Pushed, RateRequest, RelayRequest, RestoreRequest, Restored,
+    RevokeRequest, SelectRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest,
 };
 use crate::exit::Failure;
 use crate::service::{Events, Service};
@@ -345,9 +345,15 @@ struct InviteQuery {
     expires_in: Option<u64>,
 }
 
-async fn invite(State(app): State<App>, query: Result<Query<InviteQuery>, QueryRejection>) -> Answer<Invite> {
+async fn invite(
+    State(app): State<App>,
+    query: Result<Query<InviteQuery>, QueryRejection>,
+    request: Result<Option<Json<InviteRequest>>, JsonRejection>,
+) -> Answer<Invite> {
     let Query(query) = query?;
-    Ok(Json(app.service.invite(&query.group, query.expires_in.map(Duration::from_secs)).await?))
+    let Json(InviteRequest { relays }) = request?.unwrap_or_default();
+    let expires_in = query.expires_in.map(Duration::from_secs);
+    Ok(Json(app.service.invite(&query.group, expires_in, &relays).await?))
 }
 
 async fn outcome(State(app): State<App>, Path(id): Path<String>) -> Answer<Outcome> {
@@ -363,13 +369,14 @@ async fn revoke(
 }
 
 async fn join(State(app): State<App>, request: Result<Json<JoinRequest>, JsonRejection>) -> Result<Response, Refusal> {
-    let Json(JoinRequest { invite }) = request?;
+    let Json(JoinRequest { invite, relays }) = request?;
     let (lines, reader) = mpsc::channel(JOIN_LINES);
     let service = Arc::clone(&app.service);
     // ends with the stream, so that a joiner who goes away stops joining
     let task = AbortOnDropHandle::new(tokio::spawn(async move {
         let progress = lines.clone();
-        let result = service.join(&invite, move |step| drop(progress.try_send(JoinLine::Progress(step)))).await;
+        let result =
+            service.join(&invite, &relays, move |step| drop(progress.try_send(JoinLine::Progress(step)))).await;
         let last = match result {
             Ok(joined) => JoinLine::Joined(joined),
             Err(failure) => JoinLine::Error(failure),

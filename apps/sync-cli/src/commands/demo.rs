@@ -178,10 +178,10 @@ async fn pair(anna: &mut Device, ben: &mut Device, story: &mut Story) -> Result<
     let request = |path: &Path| PlaceRequest { path: path.to_owned(), name: None, direction: Direction::Both };
     let shared = anna.client().share("", request(&anna.files)).await?;
     anna.folder_id.clone_from(&shared.id);
-    let invite = anna.client().invite(&shared.group, None).await?;
+    let invite = anna.client().invite(&shared.group, None, &[]).await?;
     story.tell("share", format!("anna shares the folder and shows the code {}", invite.code))?;
 
-    let group = ben.client().join(&invite.code, |_| {}).await?.group;
+    let group = ben.client().join(&invite.code, &[], |_| {}).await?.group;
     anna.client().outcome(&invite.id).await?;
     let offered = ben.client().offered(&group, PATIENCE).await?.offered;
     let offered = offered.first().ok_or_else(|| Failure::new("demo", "ben was not told of the folder"))?;

@@ -1,6 +1,6 @@
 //! `syncshell invite`: lets one more device in.
 
-use super::pair::Offer;
+use super::pair::{At, Offer};
 use crate::backend::{Backend, Mode};
 use crate::cli::Global;
 use crate::exit::Failure;
@@ -19,6 +19,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     offer: Offer,
+
+    #[command(flatten)]
+    at: At,
 }
 
 impl Args {
@@ -38,6 +41,6 @@ impl Args {
             None => None,
         };
         let group = folder.map_or(global.group(), |folder| &folder.group);
-        self.offer.make(backend, group, folder, stop, out).await
+        self.offer.make(backend, group, &self.at.relays, folder, stop, out).await
     }
 }

@@ -8,7 +8,7 @@ use sync_client::folders::Offered;
 use sync_types::folder::TreePath;
 use tokio::time::Instant;
 
-use super::pair::{given_or_read, join_group};
+use super::pair::{At, given_or_read, join_group};
 use super::share::{Placed, absolute};
 use crate::api::PlaceRequest;
 use crate::backend::{Backend, Mode};
@@ -50,6 +50,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     ways: Ways,
+
+    #[command(flatten)]
+    at: At,
 }
 
 #[derive(Serialize)]
@@ -75,7 +78,7 @@ impl Args {
         let group = match own_group(backend, invite).await? {
             Some(group) => group,
             None => {
-                let joined = join_group(backend, invite, stop, out).await?;
+                let joined = join_group(backend, invite, &self.at.relays, stop, out).await?;
                 out.result(
                     format!("joined group {}", joined.group),
                     &JoinedLine { event: "joined", group: &joined.group },

@@ -41,6 +41,17 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     offer: Offer,
+
+    #[command(flatten)]
+    at: At,
+}
+
+/// Relays where a code is found.
+#[derive(Debug, clap::Args)]
+pub(crate) struct At {
+    /// Relay where the code is found, as both sides name it, beside those that the home or group uses
+    #[arg(long = "relay", value_name = "URL")]
+    pub(crate) relays: Vec<String>,
 }
 
 /// How an invite is made and shown.
@@ -83,7 +94,7 @@ impl Args {
         if let Some(invite) = &self.join {
             let invite = stop.or(given_or_read(invite, "Code or link: ")).await?;
             let backend = stop.or(Backend::open(global, Mode::Online)).await?;
-            let result = join(&backend, &invite, &mut stop, out).await;
+            let result = join(&backend, &invite, &self.at.relays, &mut stop, out).await;
             backend.close().await;
             return result;
         }
@@ -96,7 +107,7 @@ impl Args {
             return out.result("the invite was taken back", &Revoked { outcome: "revoked" });
         }
         let backend = stop.or(Backend::open(global, Mode::Serve)).await?;
-        let result = self.offer.make(&backend, global.group(), None, &mut stop, out).await;
+        let result = self.offer.make(&backend, global.group(), &self.at.relays, None, &mut stop, out).await;
         backend.close().await;
         result
     }
@@ -108,11 +119,12 @@ impl Offer {
         &self,
         backend: &Backend,
         group: &str,
+        relays: &[String],
         folder: Option<&FolderStatus>,
         stop: &mut Stop,
         out: Output,
     ) -> Result<(), Failure> {
-        let invite = backend.invite(group, Some(Duration::from_secs(self.expires_in.into()))).await?;
+        let invite = backend.invite(group, Some(Duration::from_secs(self.expires_in.into())), relays).await?;
         self.show(&invite, folder, out)?;
         let outcome = tokio::select! {
             outcome = backend.outcome(&invite.id) => outcome?,
@@ -167,8 +179,8 @@ async fn revoke(backend: &Backend, id: &str) -> Result<Outcome, Failure> {
     }
 }
 
-async fn join(backend: &Backend, invite: &str, stop: &mut Stop, out: Output) -> Result<(), Failure> {
-    let Joined { group, already } = join_group(backend, invite, stop, out).await?;
+async fn join(backend: &Backend, invite: &str, relays: &[String], stop: &mut Stop, out: Output) -> Result<(), Failure> {
+    let Joined { group, already } = join_group(backend, invite, relays, stop, out).await?;
     if already {
         return Err(Failure::new("already-joined", format!("this home already belongs to group {group}")));
     }
@@ -179,11 +191,12 @@ async fn join(backend: &Backend, invite: &str, stop: &mut Stop, out: Output) -> 
 pub(crate) async fn join_group(
     backend: &Backend,
     invite: &str,
+    relays: &[String],
     stop: &mut Stop,
     out: Output,
 ) -> Result<Joined, Failure> {
     tokio::select! {
-        joined = backend.join(invite, |step| out.note(step)) => joined,
+        joined = backend.join(invite, relays, |step| out.note(step)) => joined,
         () = stop.requested() => {
             let message = "the join was broken off; repeat it, the same invite still holds for this device";
             Err(Failure::new("interrupted", message))

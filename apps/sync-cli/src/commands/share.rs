@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use sync_client::folders::FolderStatus;
 
-use super::pair::Offer;
+use super::pair::{At, Offer};
 use crate::api::PlaceRequest;
 use crate::backend::{Backend, Mode};
 use crate::cli::{Global, Ways};
@@ -38,6 +38,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     offer: Offer,
+
+    #[command(flatten)]
+    at: At,
 }
 
 /// A folder that is synced here from now on.
@@ -81,7 +84,7 @@ impl Args {
             return Ok(());
         }
         out.text(text)?;
-        self.offer.make(backend, &folder.group, Some(&folder), stop, out).await?;
+        self.offer.make(backend, &folder.group, &self.at.relays, Some(&folder), stop, out).await?;
         if backend.is_local() {
             out.note("keeping it in sync until Ctrl-C; `syncshell up` does so in the background");
             live::watch(backend, stop, out).await?;

@@ -123,7 +123,7 @@ async fn g6_of_two_who_race_for_one_invite_exactly_one_gets_in() {
 async fn lure(site: &Site, raw: &Raw, secret: [u8; 10]) -> (tokio::task::JoinHandle<(Device, String)>, Talk, Frame) {
     let victim = site.device("victim").await;
     let addresses = raw.endpoint.local_addresses().iter().map(ToString::to_string).collect();
-    let link = Ticket { secret, device: DeviceId(raw.endpoint.device_id().0), addresses }.to_link();
+    let link = Ticket { secret, device: DeviceId(raw.endpoint.device_id().0), addresses, relays: vec![] }.to_link();
     let joining = tokio::spawn(async move {
         let error = victim.join(&link, |_| {}).await.expect_err("lured");
         (victim, error.code().to_owned())

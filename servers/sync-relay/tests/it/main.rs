@@ -4,6 +4,7 @@
 #![cfg_attr(test, expect(clippy::unwrap_used, reason = "tests"))]
 
 mod access;
+mod codes;
 mod limits;
 mod mailbox;
 mod processes;

@@ -113,3 +113,85 @@ fn a_pushes_and_exits_and_b_starts_later_and_gets_everything_from_the_relay() {
     let removed = anna.ran(&["relay", "remove", &relay.url]);
     assert!(removed.starts_with("removed ws://127.0.0.1"), "{removed}");
 }
+
+/// What two hosts do that have no route to each other, in namespaces of their own; the relay stands between them.
+const TWO_HOSTS: &str = r#"
+set -e
+mount -t tmpfs none /run
+mkdir /run/netns
+ip link set lo up
+ip addr add 10.9.0.1/32 dev lo
+for n in 1 2; do
+    ip netns add h$n
+    ip link add v$n type veth peer name e netns h$n
+    ip addr add 10.$n.0.1/24 dev v$n
+    ip link set v$n up
+    ip netns exec h$n ip link set lo up
+    ip netns exec h$n ip addr add 10.$n.0.2/24 dev e
+    ip netns exec h$n ip link set e up
+    ip netns exec h$n ip route add default via 10.$n.0.1
+done
+host() {
+    n=$1
+    shift
+    SYNCSHELL_HOME="$DIR/home$n" SYNCSHELL_RUNTIME_DIR="$DIR/run$n" ip netns exec h$n "$SYNCSHELL" "$@"
+}
+# fails where it should not
+await() {
+    i=0
+    until "$@"; do
+        i=$((i + 1))
+        test $i -lt 300
+        sleep 0.1
+    done
+}
+echo 'open = true' >"$DIR/relay.toml"
+"$RELAY" --bind 10.9.0.1:7841 --data "$DIR/relay" --config "$DIR/relay.toml" >"$DIR/url" &
+await test -s "$DIR/url"
+url=$(cat "$DIR/url")
+host 1 init --key-store file --name anna >&2
+host 2 init --key-store file --name ben >&2
+host 1 relay add "$url" >&2
+host 1 pair --create --json >"$DIR/created" &
+creating=$!
+await test -s "$DIR/created"
+code=$(head -n 1 "$DIR/created" | sed 's/.*"code":"\([^"]*\)".*/\1/')
+host 2 pair --join "$code" --relay "$url" >&2
+wait $creating
+host 1 push "bread and milk" --wait 60 >&2
+host 2 run >&2 &
+pulled() { host 2 pull 2>/dev/null | grep -q "bread and milk"; }
+await pulled
+# what still runs ends with this shell, the first process of its namespace
+host 2 status --json
+"#;
+
+#[test]
+fn two_hosts_that_share_nothing_but_the_relay_pair_by_code() {
+    let allowed = Command::new("unshare").args(["-Urnm", "ip", "link"]).output();
+    if !allowed.is_ok_and(|output| output.status.success()) {
+        eprintln!(
+            "skipped: hosts are made of namespaces, which are not allowed here, or `unshare` and `ip` are missing"
+        );
+        return;
+    }
+    let site = Site::new();
+    let output = Command::new("unshare")
+        .args(["-Urnm", "--kill-child", "--pid", "--fork", "sh", "-c", TWO_HOSTS])
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("HOME", site.path(""))
+        .env("DIR", site.path(""))
+        .env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent")
+        .env("RELAY", env!("CARGO_BIN_EXE_sync-relay"))
+        .env("SYNCSHELL", syncshell())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let group = &status["groups"][0];
+    assert_eq!((&group["relays"][0]["state"], &group["authors"]), (&"connected".into(), &2.into()), "{status}");
+    let peers = group["peers"].as_array().unwrap();
+    assert!(peers.iter().all(|peer| peer["state"] != "connected"), "{status}");
+}

@@ -1,0 +1,165 @@
+//! Meeting at a relay: an inviter leaves a sealed record under a lookup id, and answers who asks there.
+//!
+//! All of it is HTTP, one request on each connection, sealed bytes in and out.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use data_encoding::HEXLOWER;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::header::{AUTHORIZATION, HOST};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+
+use super::tls::dial;
+use super::{CONNECT_TIMEOUT, MAX_TEXT, RelayError, RelayUrl};
+use crate::rendezvous::LookupId;
+
+/// Below which path a relay keeps records.
+pub const MEETINGS_PATH: &str = "/v1/meetings";
+/// The header with a request's number.
+pub const NUMBER_HEADER: &str = "x-number";
+/// Time for which a relay keeps a question open until there is an answer.
+pub const POLL: Duration = Duration::from_secs(20);
+/// Bytes of an answer at most: what an inviter answers, sealed.
+pub const MAX_ANSWER: usize = (1 << 20) + 4096;
+
+/// Why a relay does not do what it is asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MeetingError {
+    /// It keeps nothing under that id.
+    #[error("the relay knows no such code")]
+    NotThere,
+    /// It gave the record to somebody before.
+    #[error("the relay has given the code's record away already")]
+    Fetched,
+    /// It keeps something of somebody else under that id.
+    #[error("the relay keeps another record under that id")]
+    Taken,
+    /// It could not be asked, or refuses.
+    #[error(transparent)]
+    Relay(#[from] RelayError),
+}
+
+/// A place at a relay.
+#[derive(Debug, Clone)]
+pub struct Meeting {
+    url: RelayUrl,
+    id: LookupId,
+}
+
+impl Meeting {
+    /// The place under an id at a relay.
+    #[must_use]
+    pub fn new(url: &RelayUrl, id: LookupId) -> Self {
+        Self { url: url.clone(), id }
+    }
+
+    /// Leaves a record. Whoever shows the same owner again keeps it there.
+    pub async fn publish(&self, owner: &[u8; 16], record: &[u8]) -> Result<(), MeetingError> {
+        self.call(Method::PUT, "", Some(owner), record, CONNECT_TIMEOUT).await.map(drop)
+    }
+
+    /// Takes the record: it is given once.
+    pub async fn fetch(&self) -> Result<Bytes, MeetingError> {
+        Ok(self.call(Method::GET, "", None, &[], CONNECT_TIMEOUT).await?.body)
+    }
+
+    /// Takes the record back, and all that was left there.
+    pub async fn withdraw(&self, owner: &[u8; 16]) -> Result<(), MeetingError> {
+        self.call(Method::DELETE, "", Some(owner), &[], CONNECT_TIMEOUT).await.map(drop)
+    }
+
+    /// Leaves a request for the inviter; the number under which it is answered.
+    pub async fn ask(&self, request: &[u8]) -> Result<u32, MeetingError> {
+        self.call(Method::POST, "/requests", None, request, CONNECT_TIMEOUT).await?.number()
+    }
+
+    /// The next request, as soon as there is one; none if there was none for a while.
+    pub async fn asked(&self, owner: &[u8; 16]) -> Result<Option<(u32, Bytes)>, MeetingError> {
+        let answer = self.call(Method::GET, "/requests", Some(owner), &[], POLL + CONNECT_TIMEOUT).await?;
+        if answer.status == StatusCode::NO_CONTENT {
+            return Ok(None);
+        }
+        Ok(Some((answer.number()?, answer.body)))
+    }
+
+    /// Answers a request.
+    pub async fn answer(&self, owner: &[u8; 16], number: u32, answer: &[u8]) -> Result<(), MeetingError> {
+        let path = format!("/answers/{number}");
+        self.call(Method::PUT, &path, Some(owner), answer, CONNECT_TIMEOUT).await.map(drop)
+    }
+
+    /// The answer to a request, as soon as there is one; none if there was none for a while.
+    pub async fn answered(&self, number: u32) -> Result<Option<Bytes>, MeetingError> {
+        let path = format!("/answers/{number}");
+        let answer = self.call(Method::GET, &path, None, &[], POLL + CONNECT_TIMEOUT).await?;
+        Ok((answer.status != StatusCode::NO_CONTENT).then_some(answer.body))
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        owner: Option<&[u8; 16]>,
+        body: &[u8],
+        patience: Duration,
+    ) -> Result<Answer, MeetingError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{MEETINGS_PATH}/{}{path}", self.id.to_hex()))
+            .header(HOST, self.url.authority());
+        if let Some(owner) = owner {
+            request = request.header(AUTHORIZATION, format!("Bearer {}", HEXLOWER.encode(owner)));
+        }
+        let request = request.body(Full::new(Bytes::copy_from_slice(body)));
+        let request = request.map_err(|error| RelayError::Unreachable(error.to_string()))?;
+        let exchange = tokio::time::timeout(patience, exchange(&self.url, request)).await;
+        let answer = exchange.map_err(|_| RelayError::Unreachable("it does not answer".to_owned()))??;
+        match answer.status {
+            status if status.is_success() => Ok(answer),
+            StatusCode::NOT_FOUND => Err(MeetingError::NotThere),
+            StatusCode::GONE => Err(MeetingError::Fetched),
+            StatusCode::CONFLICT => Err(MeetingError::Taken),
+            status => {
+                let text = String::from_utf8_lossy(&answer.body[..answer.body.len().min(MAX_TEXT)]);
+                let text = text.chars().filter(|c| !c.is_control()).collect();
+                Err(RelayError::Refused { status: status.as_u16(), text }.into())
+            }
+        }
+    }
+}
+
+struct Answer {
+    status: StatusCode,
+    number: Option<u32>,
+    body: Bytes,
+}
+
+impl Answer {
+    fn number(&self) -> Result<u32, MeetingError> {
+        let lacks = || RelayError::Lost("it left out a number".to_owned());
+        Ok(self.number.ok_or_else(lacks)?)
+    }
+}
+
+async fn exchange(url: &RelayUrl, request: Request<Full<Bytes>>) -> Result<Answer, RelayError> {
+    let lost = |error: hyper::Error| RelayError::Lost(error.to_string());
+    let (stream, _) = dial(url).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
+    let asking = async {
+        let response = sender.send_request(request).await.map_err(lost)?;
+        let number = response.headers().get(NUMBER_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let body = body.map_err(|error| RelayError::Lost(error.to_string()))?.to_bytes();
+        Ok(Answer { status, number, body })
+    };
+    tokio::pin!(asking);
+    tokio::select! {
+        answer = &mut asking => answer,
+        // the answer may be whole when the connection ends
+        _ = connection => asking.await,
+    }
+}

@@ -1,0 +1,157 @@
+//! Codes that are found at a relay, and joins that go through it.
+
+use std::time::Duration;
+
+use sync_client::{Device, InviteOutcome, JoinProgress, SyncClient};
+use sync_crypto::{Code, InviteKeys};
+use sync_link::relay::meeting::{Meeting, MeetingError};
+use sync_link::relay::{RelayError, RelayUrl};
+use sync_link::rendezvous::LookupId;
+use sync_types::Ticket;
+
+use crate::raw::random;
+use crate::site::{PATIENCE, RelayProcess, Site, until_has};
+
+const LIFETIME: Duration = Duration::from_secs(600);
+
+/// The place of a code at a relay.
+fn place(relay: &RelayProcess, code: &str) -> Meeting {
+    let keys = InviteKeys::derive(&Code::parse(code).unwrap()).unwrap();
+    Meeting::new(&relay.url.parse::<RelayUrl>().unwrap(), LookupId(keys.lookup_id().0))
+}
+
+/// Joins, and tells by which way the inviter was found.
+async fn join(device: &Device, invite: &str, relays: &[String]) -> (SyncClient, Vec<String>) {
+    let ways = std::sync::Mutex::new(Vec::new());
+    let joined = device.join_at(invite, relays, |step| {
+        if let JoinProgress::Found { by } = step {
+            ways.lock().unwrap().push(by);
+        }
+    });
+    let client = joined.await.unwrap();
+    (client, ways.into_inner().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_is_found_at_a_relay_that_both_sides_name() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", "plain = false\n");
+    let (a, b) = (site.open("anna").await, site.open("ben").await);
+    let group = a.create_group().await.unwrap();
+    let named = [relay.url.clone()];
+    let mut invite = a.invite_at(group, LIFETIME, &named).await.unwrap();
+    assert_eq!(b.join(&invite.code, |_| {}).await.unwrap_err().code(), "invite-not-found");
+    let (_, ways) = join(&b, &invite.code, &named).await;
+    assert_eq!(ways, ["relay"]);
+    let outcome = tokio::time::timeout(PATIENCE, invite.outcome()).await.unwrap();
+    assert!(matches!(outcome, InviteOutcome::Joined { .. }), "{outcome:?}");
+    assert_eq!(place(&relay, &invite.code).fetch().await, Err(MeetingError::Fetched));
+    a.close().await;
+    b.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cannot_reach_the_inviter_joins_through_the_relay_and_uses_it_from_then_on() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", "");
+    let (a, b) = (site.open("anna").await, site.open("ben").await);
+    let group = a.create_group().await.unwrap();
+    a.add_relay(&relay.url, None).await.unwrap();
+    let anna = a.client(group).unwrap();
+    anna.push("from before").await.unwrap();
+    let mut invite = a.invite(group, LIFETIME).await.unwrap();
+    // whoever takes the record first learns nothing, and leaves the joiner without an address
+    let record = place(&relay, &invite.code).fetch().await.unwrap();
+    assert!(!record.windows(9).any(|window| window == b"127.0.0.1"));
+    let (ben, ways) = join(&b, &invite.code, std::slice::from_ref(&relay.url)).await;
+    assert!(ways.len() == 1 && ways[0].starts_with("relay 127.0.0.1"), "{ways:?}");
+    let outcome = tokio::time::timeout(PATIENCE, invite.outcome()).await.unwrap();
+    assert!(matches!(&outcome, InviteOutcome::Joined { name, .. } if name == "ben-of-the-household"), "{outcome:?}");
+    assert_eq!(b.relays().await.unwrap()[0].url, relay.url);
+    until_has(&ben, "from before").await;
+    // it admits nobody else
+    let c = site.open("carl").await;
+    let error = c.join_at(&invite.code, std::slice::from_ref(&relay.url), |_| {}).await.unwrap_err();
+    assert_eq!(error.code(), "invite-used");
+    drop((anna, ben));
+    a.close().await;
+    b.close().await;
+    c.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_names_the_relay_and_needs_nothing_else() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", "plain = false\n");
+    let (a, b) = (site.open("anna").await, site.open("ben").await);
+    let group = a.create_group().await.unwrap();
+    a.add_relay(&relay.url, None).await.unwrap();
+    let mut invite = a.invite(group, LIFETIME).await.unwrap();
+    let mut ticket = Ticket::from_link(&invite.link).unwrap();
+    assert_eq!(ticket.relays, std::slice::from_ref(&relay.url));
+    // nobody is where the link says
+    ticket.addresses = vec!["127.0.0.1:9".to_owned()];
+    let (_, ways) = join(&b, &ticket.to_link(), &[]).await;
+    assert!(ways.last().unwrap().starts_with("relay 127.0.0.1"), "{ways:?}");
+    let outcome = tokio::time::timeout(PATIENCE, invite.outcome()).await.unwrap();
+    assert!(matches!(outcome, InviteOutcome::Joined { .. }), "{outcome:?}");
+    a.close().await;
+    b.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_that_was_taken_back_is_not_found_and_after_a_restart_of_the_relay_an_open_one_is() {
+    let site = Site::new();
+    let mut relay = RelayProcess::start(&site, "relay", "");
+    let a = site.open("anna").await;
+    let group = a.create_group().await.unwrap();
+    let named = [relay.url.clone()];
+    let open = a.invite_at(group, LIFETIME, &named).await.unwrap();
+    let revoked = a.invite_at(group, LIFETIME, &named).await.unwrap();
+    a.revoke(&revoked.code).await.unwrap();
+    let c = site.open("carl").await;
+    let error = c.join_at(&revoked.code, &named, |_| {}).await.unwrap_err();
+    assert_eq!(error.code(), "invite-revoked");
+    relay.kill();
+    relay.restart();
+    let start = std::time::Instant::now();
+    while relay.http("/health").1.contains("\"codes\":0") {
+        assert!(start.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    join(&c, &open.code, &named).await;
+    a.close().await;
+    c.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_guesses_codes_or_writes_too_much_is_refused() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", "");
+    let url: RelayUrl = relay.url.parse().unwrap();
+    let at = || Meeting::new(&url, LookupId(random()));
+    let status = |error: MeetingError| match error {
+        MeetingError::Relay(RelayError::Refused { status, .. }) => status,
+        error => panic!("{error}"),
+    };
+    let meeting = at();
+    for long in [1025, 100_000, 8 << 20] {
+        // the relay may hang up on what it does not read
+        assert!(meeting.publish(&[1; 16], &vec![0; long]).await.is_err());
+    }
+    meeting.publish(&[1; 16], b"sealed").await.unwrap();
+    assert_eq!(meeting.publish(&[2; 16], b"forged").await, Err(MeetingError::Taken));
+    assert_eq!(meeting.asked(&[2; 16]).await, Err(MeetingError::NotThere));
+    assert_eq!(meeting.answer(&[2; 16], 1, b"forged").await, Err(MeetingError::NotThere));
+    assert!(meeting.ask(&vec![0; 100_000]).await.is_err());
+    assert_eq!(meeting.fetch().await.unwrap(), "sealed");
+    assert_eq!(meeting.fetch().await, Err(MeetingError::Fetched));
+    for _ in 0..3 {
+        assert_eq!(at().fetch().await, Err(MeetingError::NotThere));
+    }
+    assert_eq!(status(at().fetch().await.unwrap_err()), 429);
+    assert_eq!(status(meeting.fetch().await.unwrap_err()), 429, "nor what is there");
+    while meeting.publish(&[1; 16], b"sealed").await.is_ok() {}
+    assert_eq!(status(meeting.publish(&[1; 16], b"sealed").await.unwrap_err()), 429);
+    assert!(relay.http("/health").0.contains("200"));
+}

@@ -78,7 +78,17 @@ pub(crate) fn read_chunk(
         let chunk = bytes.get(from..from.checked_add(usize::try_from(len).ok()?)?)?;
         (blake3::hash(chunk) == *hash).then(|| chunk.to_vec())
     };
-    Ok(places.into_iter().filter(|place| place.len == len).find_map(read))
+    if let Some(chunk) = places.into_iter().filter(|place| place.len == len).find_map(read) {
+        return Ok(Some(chunk));
+    }
+    let kept = running.db.read(|reader| reader.kept_places(group, hash, 8))?;
+    let read = |(_, kept, from, _): (_, sync_store::KeptRow, u64, u64)| {
+        let bytes = tree.read_kept(&kept.name)?;
+        let from = usize::try_from(from).ok()?;
+        let chunk = bytes.get(from..from.checked_add(usize::try_from(len).ok()?)?)?;
+        (blake3::hash(chunk) == *hash).then(|| chunk.to_vec())
+    };
+    Ok(kept.into_iter().filter(|(.., at_hand)| *at_hand == len).find_map(read))
 }
 
 impl Folder {
@@ -248,6 +258,13 @@ impl Folder {
             }
         }
         Ok(said)
+    }
+
+    /// What kept versions that the index lists hold.
+    pub(crate) fn listed_versions(&self, running: &Running, tree: &Tree) -> Result<BTreeSet<[u8; 32]>, StoreError> {
+        let kept = running.db.read(|reader| reader.kept_oldest(self.place.fid, None, usize::MAX))?;
+        let bytes = kept.iter().filter_map(|kept| tree.read_kept(&kept.name));
+        Ok(bytes.map(|bytes| *blake3::hash(&bytes).as_bytes()).collect())
     }
 
     /// Decides what is to be done.

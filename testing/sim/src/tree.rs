@@ -667,6 +667,18 @@ impl Tree {
         state.inodes.get(&ino).filter(|inode| inode.kind == Kind::File).map(|inode| inode.bytes.clone())
     }
 
+    /// What a kept version holds.
+    pub(crate) fn read_kept(&self, name: &str) -> Option<Vec<u8>> {
+        let state = self.0.borrow();
+        let ino = state.at(&(VERSIONS, name.strip_prefix("versions/")?.to_owned()))?;
+        state.inodes.get(&ino).map(|inode| inode.bytes.clone())
+    }
+
+    /// Hashes of all that lies in the folder.
+    pub(crate) fn shown_contents(&self) -> BTreeSet<[u8; 32]> {
+        self.0.borrow().files().into_values().collect()
+    }
+
     /// Whether a change after now would bear another time than this one.
     pub(crate) fn is_settled(&self, mtime: i64) -> bool {
         mtime.saturating_add(SETTLED) <= self.0.borrow().now

@@ -546,9 +546,11 @@ fn bits_and_time_are_set_on_what_was_expected() {
 #[test]
 fn bits_and_time_are_set_on_what_cannot_be_opened() {
     let folder = Folder::new();
-    let seen = folder.write("f", "content");
+    let before = folder.write("f", "content");
     fs::set_permissions(folder.at("f"), fs::Permissions::from_mode(0o000)).expect("set");
-    folder.applier.set_meta(&tree("f"), &seen, 0o200, Some(MTIME)).expect("set");
+    let set = |seen| folder.applier.set_meta(&tree("f"), seen, 0o200, Some(MTIME));
+    assert!(matches!(set(&before), Err(ApplyError::Changed)), "other bits were set meanwhile");
+    set(&folder.stat("f")).expect("set");
     let dir = folder.applier.root().dir();
     let now = folder.stat("f");
     assert_eq!((now.mode, now.mtime), (0o200, MTIME));

@@ -363,7 +363,12 @@ impl World {
         let mut lies: BTreeSet<[u8; 32]> = BTreeSet::new();
         let mut first: Option<(usize, Shown, BTreeMap<Vec<u8>, Versions>)> = None;
         for &place in &places {
-            lies.extend(self.replicas[place].tree.contents());
+            lies.extend(self.replicas[place].tree.shown_contents());
+            let replica = &self.replicas[place];
+            if let (Some(folder), Some(running)) = (&replica.folder, &replica.running) {
+                let listed = folder.listed_versions(running, &replica.tree);
+                lies.extend(self.attempt(place, listed)?.unwrap_or_default());
+            }
         }
         for &place in &places {
             let Some(folder) = &self.replicas[place].folder else { continue };

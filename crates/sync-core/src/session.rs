@@ -592,6 +592,13 @@ impl Session {
         self.pump();
     }
 
+    /// Takes in that something lacks here which nobody lacked when this session began.
+    pub fn handle_wants(&mut self, wants: Vec<Want>) {
+        if self.phase == Phase::Live {
+            self.want(wants);
+        }
+    }
+
     fn greet(&mut self) {
         let Config { group, author, replica, token, proof, .. } = &self.config;
         let hello =

@@ -39,13 +39,22 @@ CREATE TABLE feed_ranges (
   PRIMARY KEY (feed, first)
 ) STRICT, WITHOUT ROWID;
 
--- Numbers among a feed's ranges whose envelopes are not here: a complete snapshot says what they led to.
+-- Numbers among a feed's ranges whose envelopes are not here: a complete snapshot says what they led to, or a relay let
+-- them expire.
 CREATE TABLE dropped (
   feed INTEGER NOT NULL REFERENCES feeds,
   first INTEGER NOT NULL,
   last INTEGER NOT NULL,
   head BLOB NOT NULL,                -- hash of the envelope at the last number
   PRIMARY KEY (feed, first)
+) STRICT, WITHOUT ROWID;
+
+-- Up to which cursor a relay's log of a group went at a time, so that what is old can be told.
+CREATE TABLE marks (
+  gid INTEGER NOT NULL REFERENCES groups,
+  at INTEGER NOT NULL,               -- Unix ms
+  cursor INTEGER NOT NULL,
+  PRIMARY KEY (gid, at)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE peers (

@@ -1,6 +1,7 @@
 //! Tests of the whole crate, one module per behaviour.
 
 mod durability;
+mod expiry;
 mod files;
 mod folders;
 mod log;

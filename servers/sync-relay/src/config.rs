@@ -27,6 +27,10 @@ pub struct Config {
     pub open: Option<bool>,
     /// What lets a group be new here where not everyone may; unless set, one is made and kept.
     pub registration_token: Option<String>,
+    /// Seconds for which an entry is kept at least; 0 keeps it for ever, and memberships always stay.
+    pub keep_seconds: u64,
+    /// Seconds between two looks for what is older.
+    pub sweep_seconds: u64,
     /// Whether a proxy stands before it, whose `X-Forwarded-For` names the address that asks.
     pub behind_proxy: bool,
     /// Whether `/metrics` answers others than this machine.
@@ -72,6 +76,8 @@ impl Default for Config {
             key: None,
             open: None,
             registration_token: None,
+            keep_seconds: 7 * 24 * 3600,
+            sweep_seconds: 3600,
             behind_proxy: false,
             public_metrics: false,
             limits: Limits::default(),
@@ -174,6 +180,9 @@ impl Config {
         if self.cert.is_some() && self.is_plain() {
             return Err(ConfigError::Value("a certificate is of no use with plain = true: set one of them"));
         }
+        if self.sweep_seconds == 0 {
+            return Err(ConfigError::Value("sweep_seconds is at least 1"));
+        }
         if self.limits.blob_bytes > MAX_APP_BYTES {
             return Err(ConfigError::Value("blob_bytes is at most 1048576, which no blob exceeds"));
         }
@@ -213,6 +222,7 @@ mod tests {
             "registration_token = ''",
             "registration_token = 'a b'",
             "host = 'a:1'",
+            "sweep_seconds = 0",
             "cert = 'a.pem'",
             "cert = 'a.pem'\nkey = 'b.pem'\nplain = true",
             "[limits]\nblob_bytes = 2000000",

@@ -154,6 +154,7 @@ impl Talk {
     async fn talk(&mut self) -> Result<(), ChannelError> {
         let Ok(mut newest) = self.relay.store.watch(&self.hosted.id) else { return Ok(()) };
         self.session.handle_newest(*newest.borrow_and_update());
+        let mut wanted = self.hosted.wanted.subscribe();
         if let Some(hello) = self.hello.take() {
             self.session.handle_frame(hello);
         }
@@ -181,6 +182,13 @@ impl Talk {
                     Ok(()) => self.session.handle_newest(*newest.borrow_and_update()),
                     Err(_) => return Ok(()),
                 },
+                Ok(()) = wanted.changed() => {
+                    let id = self.hosted.id;
+                    match self.relay.store.read(move |reader| reader.wants(&id)).await {
+                        Ok(wants) => self.session.handle_wants(wants),
+                        Err(error) => tracing::warn!(%error, "database does not work"),
+                    }
+                }
                 () = &mut deadline, if !self.established => return Err(ChannelError::Lost),
                 () = stop.cancelled() => return Ok(()),
             }
@@ -270,6 +278,9 @@ async fn read(relay: Arc<Relay>, hosted: Arc<Hosted>, effect: Effect) -> Option<
             store.read(read).await
         }
         Effect::ReadWanted { request, wants } => {
+            if let Err(error) = relay.want_again(&hosted, &wants).await {
+                return Some(failed(&error));
+            }
             store.read(move |reader| exec::read_wanted(reader, &id, request, &wants)).await
         }
         // what a device holds is its own matter, and what a session reports is for people

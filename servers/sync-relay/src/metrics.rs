@@ -12,6 +12,7 @@ pub(crate) struct Metrics {
     pub(crate) sessions: Counter,
     pub(crate) stored: Counter,
     pub(crate) delivered: Counter,
+    pub(crate) expired: Counter,
     pub(crate) received_bytes: Counter,
     pub(crate) sent_bytes: Counter,
     /// Envelopes that do not count.
@@ -85,6 +86,7 @@ impl Metrics {
         metric("groups", "gauge", "Groups that are kept.", &count(now.groups));
         metric("blobs_stored_total", "counter", "Envelopes that were stored.", &plain(self.stored.get()));
         metric("blobs_delivered_total", "counter", "Envelopes that were sent.", &plain(self.delivered.get()));
+        metric("blobs_expired_total", "counter", "Envelopes that were dropped as old.", &plain(self.expired.get()));
         metric("blobs_refused_total", "counter", "Envelopes that do not count.", &plain(self.refused_entries.get()));
         let bytes = [("received", &self.received_bytes), ("sent", &self.sent_bytes)]
             .map(|(way, counter)| (format!("{{direction=\"{way}\"}}"), counter.get()));

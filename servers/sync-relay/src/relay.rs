@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use subtle::ConstantTimeEq as _;
 use sync_core::session::Reply;
 use sync_store::exec::{self, Arrival};
 use sync_store::{Ingested, Store, StoreError, Txn};
-use sync_types::{AuthorId, Class, Envelope, ErrorCode, GroupId, ReplicaId, Want};
+use sync_types::{AuthorId, Class, Envelope, ErrorCode, GroupId, ReplicaId, Timestamp, Want};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -22,6 +23,9 @@ use crate::metrics::{Metrics, Now};
 
 /// Part of a group's room that memberships and rotations have beyond it, without which nobody could be judged.
 const OPEN_ROOM: u64 = 4;
+
+/// Entries that expire in one commit: pushes wait for it.
+const EXPIRE_AT_ONCE: usize = 500;
 
 /// A running relay.
 pub(crate) struct Relay {
@@ -52,6 +56,8 @@ pub(crate) struct Hosted {
     pub(crate) id: GroupId,
     /// Bytes of its envelopes.
     bytes: AtomicU64,
+    /// Told when a member lacks what expired here: whoever has it is asked.
+    pub(crate) wanted: watch::Sender<()>,
 }
 
 impl Relay {
@@ -124,7 +130,7 @@ impl Relay {
         let bytes = self.store.read(move |reader| reader.log_bytes(&id)).await?;
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         // whoever was faster counts already
-        let new = || Arc::new(Hosted { id, bytes: AtomicU64::new(bytes) });
+        let new = || Arc::new(Hosted { id, bytes: AtomicU64::new(bytes), wanted: watch::Sender::new(()) });
         Ok(Some(groups.entry(id).or_insert_with(new).clone()))
     }
 
@@ -191,6 +197,41 @@ impl Relay {
             (None, Ok(membership)) => Reply::Stored { id, membership, wants },
             (_, Err(error)) => failed(&error),
         }
+    }
+
+    /// Has what a member asks for be asked of others, where it expired here.
+    pub(crate) async fn want_again(&self, hosted: &Hosted, wants: &[Want]) -> Result<(), StoreError> {
+        let (id, asked) = (hosted.id, wants.to_vec());
+        if !self.store.read(move |reader| reader.was_dropped(&id, &asked)).await? {
+            return Ok(());
+        }
+        let wants = wants.to_vec();
+        if self.store.write(0, move |txn| txn.want_again(&id, &wants)).await? {
+            hosted.wanted.send_replace(());
+        }
+        Ok(())
+    }
+
+    /// Drops what is older than it is to be kept.
+    pub(crate) async fn expire(&self, now: Timestamp, keep: Duration) -> Result<(), StoreError> {
+        let before = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
+        let before = Timestamp(now.0.saturating_sub(before));
+        for row in self.store.read(|reader| reader.groups()).await? {
+            let id = row.id;
+            self.store.write(0, move |txn| txn.mark_time(&id, now)).await?;
+            loop {
+                let dropped = self.store.write(0, move |txn| txn.expire(&id, before, EXPIRE_AT_ONCE)).await?;
+                self.metrics.expired.add(dropped.entries as u64);
+                let hosted = self.groups.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+                if let Some(hosted) = hosted {
+                    hosted.bytes.fetch_sub(dropped.bytes, Ordering::Relaxed);
+                }
+                if dropped.entries < EXPIRE_AT_ONCE {
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Which room is lacking for so many bytes more.

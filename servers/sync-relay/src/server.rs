@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -16,6 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use sync_link::noise::{MAX_MESSAGE, public_key};
 use sync_link::relay::{CHANNEL_PATH, RelayUrl};
 use sync_store::StoreError;
+use sync_types::Timestamp;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -126,6 +127,8 @@ impl Server {
             url = url.with_token(token);
         }
         let relay = Relay::new(config.limits.clone(), data.secret.clone(), store, registration).await?;
+        let keep = (config.keep_seconds > 0).then(|| Duration::from_secs(config.keep_seconds));
+        let every = Duration::from_secs(config.sweep_seconds);
         let Config { behind_proxy, public_metrics, .. } = config;
         let inner = Arc::new(Inner {
             relay: Arc::new(relay),
@@ -135,6 +138,9 @@ impl Server {
             public_metrics,
         });
         let tasks = TaskTracker::new();
+        if let Some(keep) = keep {
+            tasks.spawn(sweep(inner.relay.clone(), keep, every));
+        }
         let accepting = tokio::spawn(accept(inner.clone(), listener, tasks.clone()));
         Ok(Self { inner, address, url, accepting, tasks, _data: data })
     }
@@ -178,6 +184,21 @@ async fn accept(inner: Arc<Inner>, listener: TcpListener, tasks: TaskTracker) {
                 tracing::warn!(%error, "connection could not be taken");
                 tokio::time::sleep(ACCEPT_WAIT).await;
             }
+        }
+    }
+}
+
+/// Drops now and then what is older than it is to be kept.
+async fn sweep(relay: Arc<Relay>, keep: Duration, every: Duration) {
+    loop {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        if let Err(error) = relay.expire(now, keep).await {
+            tracing::warn!(%error, "what is old could not be dropped");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(every) => {}
+            () = relay.stop.cancelled() => return,
         }
     }
 }

@@ -499,7 +499,7 @@ pub(super) fn uncover(conn: &Connection, feed: i64, from: Number) -> Result<(), 
 /// Entries that count as taken in since the last snapshot where one is to be written whatever there is.
 const CALLED_FOR: i64 = i64::MAX / 2;
 /// Leaves of a row its cursor and check.
-const EMPTY: &str = "UPDATE entries SET state = 2, feed = NULL, number = NULL, class = NULL, own = NULL, source = NULL, \
+pub(super) const EMPTY: &str = "UPDATE entries SET state = 2, feed = NULL, number = NULL, class = NULL, own = NULL, source = NULL, \
     blob_id = NULL, hash = NULL, previous = NULL, digest = NULL, epoch_number = NULL, epoch_hash = NULL, bytes = NULL \
     WHERE id = ?1";
 
@@ -585,7 +585,13 @@ fn one(changed: usize) -> Result<(), StoreError> {
 
 /// Adds a range whose envelopes are not here, joined with those beside it in the same run; the hash at the end of a run is
 /// kept, since a snapshot names it.
-fn add_dropped(conn: &Connection, feed: i64, range: Range, head: EnvelopeHash, run: Range) -> Result<(), StoreError> {
+pub(super) fn add_dropped(
+    conn: &Connection,
+    feed: i64,
+    range: Range,
+    head: EnvelopeHash,
+    run: Range,
+) -> Result<(), StoreError> {
     let before = match range.first.previous() {
         Some(before) if run.contains(before) => cache::dropped_at(conn, feed, before)?,
         _ => None,

@@ -5,6 +5,7 @@
 
 mod access;
 mod codes;
+mod expiry;
 mod limits;
 mod mailbox;
 mod processes;

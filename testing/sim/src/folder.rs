@@ -143,8 +143,10 @@ impl Folder {
             while let Some(row) = rows.next_if(|row| row.key < key) {
                 missing(&mut comparison, row);
             }
-            let before = rows.next_if(|row| row.key == key).and_then(|row| row.disk);
-            if before.as_ref().is_some_and(|disk| rows::looks_the_same(disk, &stat)) {
+            let row = rows.next_if(|row| row.key == key);
+            let only_stays = row.as_ref().is_some_and(rows::only_stays);
+            let before = row.and_then(|row| row.disk);
+            if before.as_ref().is_some_and(|disk| rows::looks_the_same(disk, &stat)) && !only_stays {
                 tree.forget_edit(&path);
                 continue;
             }

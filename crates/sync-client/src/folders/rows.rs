@@ -66,6 +66,14 @@ pub fn looks_the_same(disk: &DiskState, stat: &Stat) -> bool {
     }
 }
 
+/// Whether a row is of a directory that stays although nobody says so: it is decided again whenever it is looked at, since
+/// nothing tells when what kept it is gone.
+pub fn only_stays(row: &FileRow) -> bool {
+    let is_wanted = |versions: Versions| versions.winner().is_none_or(|winner| winner.node == Node::Directory);
+    let stays = !row.pending && row.disk.as_ref().is_some_and(is_directory);
+    stays && !versions(Some(row)).is_ok_and(is_wanted)
+}
+
 /// Whether two looks at a path saw the same, whatever version it is.
 pub fn same_look(one: Option<&DiskState>, other: Option<&DiskState>) -> bool {
     let look = |disk: &DiskState| (disk.kind, disk.size, disk.mtime, disk.ino, disk.mode, disk.hash);

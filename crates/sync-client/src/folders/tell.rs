@@ -366,8 +366,10 @@ impl<'s> Scan<'s> {
 
     /// Something is at a path.
     fn here(&mut self, path: TreePath, stat: Stat, target: Option<String>, row: Option<FileRow>) -> Result<(), Stop> {
+        let only_stays = row.as_ref().is_some_and(rows::only_stays);
         let before = row.and_then(|row| row.disk);
-        if before.as_ref().is_some_and(|disk| rows::looks_the_same(disk, &stat)) || self.folder.is_busy(&path) {
+        let same = before.as_ref().is_some_and(|disk| rows::looks_the_same(disk, &stat)) && !only_stays;
+        if same || self.folder.is_busy(&path) {
             return Ok(());
         }
         if stat.kind == Kind::Symlink && target.is_none() {

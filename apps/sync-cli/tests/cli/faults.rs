@@ -391,6 +391,101 @@ fn r9_a_clock_a_year_off_neither_resurrects_nor_loses() {
     }
 }
 
+#[test]
+fn a_device_that_was_off_for_a_year_comes_back_by_a_snapshot_and_neither_resurrects_nor_loses() {
+    let Some(library) = other_clock() else {
+        return skip("another clock is made with libfaketime: install the package faketime");
+    };
+    let year = Duration::from_secs(365 * 24 * 3600);
+    for offset in ["+365d", "-365d"] {
+        let mut synced = Synced::new();
+        let (here, there, third) = (synced.here.clone(), synced.there.clone(), synced.world.dir().join("third"));
+        for name in ["gone here", "gone there", "edited here", "edited there", "both", "gone and edited"] {
+            write(&here.join(name), name);
+        }
+        synced.settle();
+        synced.stop(1);
+        synced.stop(0);
+        let cleo = synced.world.home("cleo").made();
+        let serve = |home: &Home, clock: Option<&str>| {
+            let log = synced.world.dir().join(format!("{}.log", home.name));
+            let mut command = home.command(&SERVE);
+            command.env("SYNCSHELL_SNAPSHOT_AFTER", "30").env("SYNCSHELL_LOG", "sync_client=debug");
+            command.stderr(fs::File::create(&log).expect("made"));
+            if let Some(offset) = clock {
+                command.env("LD_PRELOAD", &library).env("FAKETIME", offset).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+            }
+            (home.serve_as(command), log)
+        };
+        let (_anna, annas_log) = serve(&synced.anna, None);
+        let (_cleo, _) = serve(&cleo, None);
+        let mut invite = synced.anna.spawn(&["invite", "--json"]);
+        let code = invite.line()["code"].as_str().expect("a code").to_owned();
+        cleo.ran(&["join", &code, &text(&third)]).success();
+        equal(&here, &third);
+
+        // what happens meanwhile is more than a snapshot's worth, and leaves the log once another device has it
+        for name in ["gone here", "gone and edited"] {
+            fs::remove_file(here.join(name)).expect("removed");
+        }
+        for name in ["edited here", "both"] {
+            write(&here.join(name), &format!("anna's {name}"));
+        }
+        for number in 0..100 {
+            let (path, content) = (format!("in/{}", number % 10), number.to_string());
+            match number % 4 {
+                0 => write(&here.join("passing"), &content),
+                2 => fs::remove_file(here.join("passing")).expect("removed"),
+                _ => write(&here.join(&path), &content),
+            }
+            let arrived = || match number % 4 {
+                0 => is_at(&third.join("passing"), &content),
+                2 => !third.join("passing").exists(),
+                _ => is_at(&third.join(&path), &content),
+            };
+            until("it arrives", arrived);
+        }
+        let said = |log: &Path, what: &str| fs::read_to_string(log).is_ok_and(|log| log.contains(what));
+        until("the log is short", || said(&annas_log, "covered entries left the log"));
+
+        // and on the device that is off, whose programs give their files the times of its clock
+        let now = std::time::SystemTime::now();
+        let then = if offset.starts_with('+') { now + year } else { now - year };
+        fs::remove_file(there.join("gone there")).expect("removed");
+        for name in ["edited there", "both", "gone and edited", "new"] {
+            write(&there.join(name), &format!("ben's {name}"));
+            let file = fs::OpenOptions::new().write(true).open(there.join(name)).expect("there");
+            file.set_modified(then).expect("set");
+        }
+        let (_ben, bens_log) = serve(&synced.ben, Some(offset));
+        equal(&here, &there);
+        synced.ben.settled();
+        synced.anna.settled();
+        equal(&here, &there);
+        equal(&here, &third);
+        assert!(said(&bens_log, "a snapshot was taken in"), "{offset}: it came by the log");
+
+        let mut found = tree(&here);
+        found.retain(|path, _| !path.starts_with("in") || path == Path::new("in/9"));
+        let copy = |path: &Path| text(path).starts_with("both (conflict ");
+        let copies: Vec<_> = found.iter().filter(|(path, _)| copy(path)).map(|(_, content)| content.clone()).collect();
+        found.retain(|path, _| !copy(path));
+        let both = found.remove(Path::new("both")).into_iter().chain(copies).collect::<std::collections::BTreeSet<_>>();
+        assert!(both.iter().eq(["anna's both", "ben's both"]), "{offset}: {both:?}");
+        let found: Vec<_> = found.iter().map(|(path, content)| (text(path), content.as_str())).collect();
+        let found: Vec<_> = found.iter().map(|(path, content)| (path.as_str(), *content)).collect();
+        let expected = [
+            ("edited here", "anna's edited here"),
+            ("edited there", "ben's edited there"),
+            ("first.txt", "the first"),
+            ("gone and edited", "ben's gone and edited"),
+            ("in/9", "99"),
+            ("new", "ben's new"),
+        ];
+        assert_eq!(found, expected, "{offset}");
+    }
+}
+
 // ---- what may not be read or written ----
 
 /// A home that is served without the rights of root, which no permission stops.

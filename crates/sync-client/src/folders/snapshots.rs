@@ -453,6 +453,7 @@ fn read(
         Looked::Sound { .. } => {}
     }
     adopt::adopt(folder, row, content, snapshot)?;
+    tracing::info!(folder = %folder.id, "a snapshot was taken in for what the log lacks");
     folder.wake();
     Ok(Settled::Complete)
 }

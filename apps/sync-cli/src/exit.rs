@@ -88,6 +88,7 @@ pub(crate) const KINDS: &[Kind] = &[
     // 5: the home
     kind("home-exists", 5, 409),
     kind("not-a-home", 5, 404),
+    kind("database-gone", 5, 409),
     kind("newer-home", 5, 500),
     kind("no-permission", 5, 500),
     kind("key-store", 5, 500),

@@ -485,8 +485,10 @@ fn open_home(
 ) -> Result<(Home, HomeLock, Store), ClientError> {
     let home = Home::open(path, passphrase)?;
     let lock = HomeLock::acquire(&home, LOCK_WAIT)?;
+    home.check_database()?;
     make_private(&home.db_path()).map_err(StoreError::from)?;
     let store = Store::open(&home.db_path(), rand_core::UnwrapErr(getrandom::SysRng))?;
+    home.note_database()?;
     Ok((home, lock, store))
 }
 

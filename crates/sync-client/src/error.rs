@@ -164,6 +164,7 @@ fn home_code(error: &HomeError) -> &'static str {
         HomeError::AlreadyExists { .. } => "home-exists",
         HomeError::NotAHome { .. } => "not-a-home",
         HomeError::TooNew { .. } => "newer-home",
+        HomeError::DatabaseGone { .. } => "database-gone",
         HomeError::NoPermission { .. } => "no-permission",
         HomeError::KeyStore(_) => "key-store",
         _ => "home",

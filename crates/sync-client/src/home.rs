@@ -43,6 +43,8 @@ const MAX_CONFIG: usize = 4 << 10;
 const CONFIG_FILE: &str = "home.toml";
 const KEY_FILE: &str = "key";
 const DB_FILE: &str = "sync.db";
+/// Says that there was a database: where it is gone, nobody begins anew unasked.
+const OPENED_FILE: &str = "opened";
 const LOCK_FILE: &str = "lock";
 const SOCKET_FILE: &str = "api.sock";
 
@@ -106,6 +108,16 @@ pub enum HomeError {
         path: PathBuf,
         /// What is wrong.
         reason: String,
+    },
+    /// There was a database.
+    #[error(
+        "{path} is gone or empty, and with it this device's groups, folders and whatever nobody else has; put it back from a \
+         backup, or go on as a new device without groups by `syncshell init --anew`",
+        path = .path.display()
+    )]
+    DatabaseGone {
+        /// The database.
+        path: PathBuf,
     },
     /// There is a database and no settings.
     #[error("{path} is missing beside a database; put it back from a backup, or move the database away", path = .path.display())]
@@ -187,6 +199,41 @@ impl Home {
     /// Path of the database.
     pub fn db_path(&self) -> PathBuf {
         self.dir.join(DB_FILE)
+    }
+
+    /// Checks, under the lock, that the database is there if it ever was.
+    pub(crate) fn check_database(&self) -> Result<(), HomeError> {
+        let (path, opened) = (self.db_path(), self.dir.join(OPENED_FILE));
+        let there = |path: &Path| path.try_exists().map_err(failed_at(path));
+        if there(&opened)? && is_gone(&path)? {
+            return Err(HomeError::DatabaseGone { path });
+        }
+        Ok(())
+    }
+
+    /// Remembers, once there is a database, that there is one.
+    pub(crate) fn note_database(&self) -> Result<(), HomeError> {
+        let path = self.dir.join(OPENED_FILE);
+        if path.try_exists().map_err(failed_at(&path))? {
+            return Ok(());
+        }
+        files::write_private(&path, b"").map_err(failed_at(&path))
+    }
+
+    /// Gives up the database of a home, which is gone: the next one who opens it begins as a new device without groups.
+    pub fn begin_anew(path: impl AsRef<Path>) -> Result<(), HomeError> {
+        let dir = std::path::absolute(path.as_ref()).map_err(failed_at(path.as_ref()))?;
+        Config::read(&dir)?;
+        let _lock = HomeLock::acquire_in(&dir, Duration::ZERO)?;
+        if !is_gone(&dir.join(DB_FILE))? {
+            return Err(HomeError::AlreadyExists { path: dir });
+        }
+        // what is beside a database that is gone belongs to no other one
+        for name in ["sync.db-wal", "sync.db-shm", DB_FILE, OPENED_FILE] {
+            let path = dir.join(name);
+            files::remove_if_there(&path).map_err(failed_at(&path))?;
+        }
+        Ok(())
     }
 
     /// Path of the socket on which a running process serves this home.
@@ -297,6 +344,20 @@ struct Header {
 
 fn is_name(name: &str) -> bool {
     !name.trim().is_empty() && name.len() <= MAX_NAME && !name.contains(char::is_control)
+}
+
+/// Whether nothing is at the path of a database, or nothing in what is and in the log beside it.
+fn is_gone(path: &Path) -> Result<bool, HomeError> {
+    let len = |path: &Path| match fs::metadata(path) {
+        Ok(found) => Ok(Some(found.len())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed_at(path)(error)),
+    };
+    Ok(match len(path)? {
+        None => true,
+        Some(0) => len(&path.with_extension("db-wal"))?.unwrap_or_default() == 0,
+        Some(_) => false,
+    })
 }
 
 /// Refuses a directory that is a home or anything else but empty or half made.

@@ -109,7 +109,7 @@ impl Watcher {
         let (told, changes) = channel(WAITING);
         let gathering = shared.clone();
         let spawned = thread::Builder::new().name("folder-watch".to_owned());
-        spawned.spawn(move || gather(&gathering, watcher, &told)).map_err(WatchError::Io)?;
+        spawned.spawn(move || gather(&gathering, &path, watcher, &told)).map_err(WatchError::Io)?;
         Ok((Self { shared }, changes))
     }
 }
@@ -145,6 +145,8 @@ impl Shared {
 struct Pending {
     paths: BTreeSet<TreePath>,
     everything: Option<Reason>,
+    /// Directories that could not be watched because they may not be read: tried again when something happens to them.
+    unwatched: BTreeSet<TreePath>,
     /// A directory is new: it may not be watched yet.
     has_new_directory: bool,
     /// When the last of it happened, to see whether it is quiet.
@@ -200,6 +202,13 @@ impl Handler {
             Err(error) if matches!(error.kind, notify::ErrorKind::MaxFilesWatch) => {
                 pending.add_everything(Reason::Limit);
             }
+            // the system goes on with the others, and a scan names the directory
+            Err(error) if is_unreadable(&error) && self.below(&error).is_some() => {
+                for path in self.below(&error).into_iter().flatten() {
+                    pending.unwatched.insert(path.clone());
+                    pending.add(path);
+                }
+            }
             Err(error) => {
                 tracing::debug!(%error, "watching failed");
                 pending.add_everything(Reason::Failed);
@@ -221,6 +230,13 @@ impl Handler {
         }
     }
 
+    /// The paths below the root that an error is about; none if it is about something else too, or about nothing.
+    fn below(&self, error: &notify::Error) -> Option<Vec<TreePath>> {
+        let below = |path: &PathBuf| tree_path(path.strip_prefix(&self.root).ok()?);
+        let paths: Option<Vec<_>> = error.paths.iter().map(below).collect();
+        paths.filter(|paths| !paths.is_empty())
+    }
+
     fn add(&self, pending: &mut Pending, path: &Path, kind: EventKind) {
         match path.strip_prefix(&self.root) {
             Ok(below) if below.as_os_str().is_empty() => {
@@ -238,6 +254,10 @@ impl Handler {
             Err(_) => pending.add_everything(Reason::Unknown),
         }
     }
+}
+
+fn is_unreadable(error: &notify::Error) -> bool {
+    matches!(&error.kind, notify::ErrorKind::Io(error) if error.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// The path, if a record can name it; what cannot be named is found and reported by the next scan.
@@ -262,7 +282,7 @@ fn may_be_new_directory(kind: EventKind) -> bool {
 }
 
 /// Tells what happened once it is quiet, until nobody listens.
-fn gather(shared: &Shared, mut watcher: RecommendedWatcher, told: &Sender<Changed>) {
+fn gather(shared: &Shared, root: &Path, mut watcher: RecommendedWatcher, told: &Sender<Changed>) {
     loop {
         let mut pending = shared.lock();
         while pending.is_empty() && !pending.is_stopped {
@@ -282,7 +302,18 @@ fn gather(shared: &Shared, mut watcher: RecommendedWatcher, told: &Sender<Change
         }
         let has_new_directory = pending.has_new_directory;
         let changed = pending.take();
+        let touched = |path: &TreePath| match &changed {
+            Changed::Paths(paths) => paths.contains(path),
+            Changed::Everything(_) => true,
+        };
+        let again: Vec<TreePath> = pending.unwatched.extract_if(.., |path| touched(path)).collect();
         drop(pending);
+        for path in again {
+            // what is in it is looked at after that, since its directory changed
+            if watcher.watch(&root.join(path.as_str()), RecursiveMode::Recursive).is_err() {
+                shared.lock().unwatched.insert(path);
+            }
+        }
         if has_new_directory {
             // It is answered by the thread that adds watches to new directories, after it did: whoever looks at what is
             // told from here on sees what happened before they were watched.

@@ -42,6 +42,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME")]
     passphrase_group: Option<String>,
 
+    /// Go on in a home whose database is gone, with its key and name, as a new device without groups
+    #[arg(long, conflicts_with_all = ["name", "key_store", "passphrase_group"])]
+    anew: bool,
+
     /// File with the passphrase of that group
     #[arg(long, value_name = "FILE", requires = "passphrase_group")]
     group_passphrase_file: Option<PathBuf>,
@@ -62,6 +66,14 @@ struct Made {
 impl Args {
     pub(crate) async fn run(self, global: &Global, out: Output) -> Result<(), Failure> {
         let path = global.home()?;
+        if self.anew {
+            let home = path.display().to_string();
+            tokio::task::spawn_blocking(move || Home::begin_anew(&path))
+                .await
+                .map_err(|error| Failure::new("io", error.to_string()))?
+                .map_err(ClientError::from)?;
+            return out.result(format!("The home in {home} begins anew"), &serde_json::json!({ "home": home }));
+        }
         let name = self.name.clone().unwrap_or_else(host_name);
         // first, because whoever has no good passphrase has no home made either
         let group = self.group_passphrase(&path, &name)?;

@@ -1,9 +1,10 @@
 //! `syncshell restore`: brings a kept version back.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use sync_client::folders::RestoreTo;
+use sync_client::folders::{KeptVersion, RestoreTo};
 
 use crate::api::{RestoreRequest, Restored};
 use crate::backend::{Backend, Mode};
@@ -14,7 +15,7 @@ use crate::select;
 
 /// Bring back what was kept of a file, the newest unless @VERSION names one that `versions` lists
 ///
-/// What is in its place now is kept in turn.
+/// What is in its place now is kept in turn, and not meant by the newest.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The file, whether or not it exists now; a name that itself ends like a version needs one
@@ -41,12 +42,7 @@ impl Args {
         let (folder, below) = select::inside(&folders, &path)?;
         let version = match version {
             Some(version) => version,
-            None => {
-                let newest =
-                    backend.versions(&folder.id, &below).await?.versions.into_iter().next().map(|kept| kept.version);
-                let nothing = || Failure::new("no-version", format!("nothing is kept of {}", path.display()));
-                newest.ok_or_else(nothing)?
-            }
+            None => newest(backend.versions(&folder.id, &below).await?.versions, folder.path.join(&below)).await?,
         };
         let to = match &self.to {
             Some(to) => {
@@ -57,6 +53,31 @@ impl Args {
         };
         backend.restore(&folder.id, RestoreRequest { path: below, version, to }).await
     }
+}
+
+/// The newest version that is another content than what is there now.
+async fn newest(kept: Vec<KeptVersion>, path: PathBuf) -> Result<String, Failure> {
+    let picking = tokio::task::spawn_blocking(move || {
+        let there = content_of(&path, &kept);
+        let nothing = match kept.is_empty() {
+            true => format!("nothing is kept of {}", path.display()),
+            false => format!("nothing is kept of {} but what is there now", path.display()),
+        };
+        let other = kept.into_iter().find(|kept| there.is_none() || kept.hash != there);
+        other.map(|kept| kept.version).ok_or_else(|| Failure::new("no-version", nothing))
+    });
+    picking.await.unwrap_or_else(|error| Err(Failure::new("io", error.to_string())))
+}
+
+/// The hash of what is at a path, if its size says that it may be one of these.
+fn content_of(path: &Path, kept: &[KeptVersion]) -> Option<String> {
+    let found = path.symlink_metadata().ok().filter(std::fs::Metadata::is_file)?;
+    if !kept.iter().any(|kept| kept.size == found.len()) {
+        return None;
+    }
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(path).ok()?).ok()?;
+    Some(hasher.finalize().to_hex().to_string())
 }
 
 /// A path, and the version named behind it: the first digits of a hash, or k and a number.
@@ -78,6 +99,32 @@ fn split(path: &Path) -> (PathBuf, Option<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_newest_version_is_another_content_than_what_is_there() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("a.txt");
+        let kept = |texts: &[&str]| -> Vec<KeptVersion> {
+            let version = |text: &&str| KeptVersion {
+                version: format!("of {text}"),
+                path: "a.txt".to_owned(),
+                at: 0,
+                modified: 0,
+                size: text.len() as u64,
+                hash: Some(blake3::hash(text.as_bytes()).to_hex().to_string()),
+                here: true,
+                devices: Vec::new(),
+            };
+            texts.iter().map(version).collect()
+        };
+        let pick = async |texts: &[&str]| newest(kept(texts), path.clone()).await.map_err(|failure| failure.message);
+        assert_eq!(pick(&["one", "two"]).await.as_deref(), Ok("of one"), "nothing is there");
+        std::fs::write(&path, "one").expect("written");
+        assert_eq!(pick(&["one", "two"]).await.as_deref(), Ok("of two"));
+        assert_eq!(pick(&["three", "one"]).await.as_deref(), Ok("of three"));
+        assert!(pick(&["one"]).await.is_err_and(|message| message.ends_with("but what is there now")));
+        assert!(pick(&[]).await.is_err_and(|message| message.starts_with("nothing is kept of")));
+    }
 
     #[test]
     fn a_version_is_what_follows_the_last_at() {

@@ -308,8 +308,15 @@ fn r9_a_home_whose_database_is_deleted_takes_no_file_with_it() {
         assert!(is_at(&root.join("first.txt"), "the first"));
     }
     assert!(contents(&there).contains(&"ben's".to_owned()));
-    // it begins anew, and takes the folder up where it is
+    // it begins anew only if that is said, and takes the folder up where it is
+    for verb in [&["status"][..], &["run"], &["push", "x"]] {
+        let refused = synced.ben.ran(verb).fails(5);
+        assert!(refused.contains("sync.db is gone or empty"), "{refused}");
+    }
+    synced.ben.ran(&["init", "--anew"]).success();
     assert!(synced.ben.ran(&["status"]).success().contains("no group yet"));
+    // there is a database again
+    assert!(synced.ben.ran(&["init", "--anew"]).fails(5).contains("is a home already"));
     synced.start(1);
     let mut invite = synced.anna.spawn(&["invite", "--json"]);
     let code = invite.line()["code"].as_str().expect("a code").to_owned();
@@ -522,16 +529,20 @@ fn what_may_not_be_read_is_named_and_comes_once_it_may() {
     synced.serving[0] = Some(serve_as_nobody(&synced.anna));
     let status = until_said(&synced.anna, "not in sync: secret: ");
     assert!(status.contains("not in sync: closed: "), "{status}");
+    // the rest is watched as before
+    assert!(!status.contains("changes are found by rescans"), "{status}");
     write(&here.join("open"), "open");
-    synced.anna.ran(&["rescan", "here"]).success();
     until("the rest goes on", || is_at(&there.join("open"), "open"));
     assert!(is_at(&there.join("closed/inside"), "inside"), "what cannot be seen is not gone");
     assert!(!there.join("secret").exists());
     set_mode(&here.join("secret"), 0o600);
     set_mode(&here.join("closed"), 0o755);
-    synced.anna.ran(&["rescan", "here"]).success();
     until("it comes", || is_at(&there.join("secret"), "secret"));
     synced.settle();
+    // and what could not be read is watched from here on
+    write(&here.join("closed/later"), "later");
+    until("it comes too", || is_at(&there.join("closed/later"), "later"));
+    synced.anna.ran(&["rescan", "here"]).success();
     let status = synced.anna.ran(&["status"]).success();
     assert!(!status.contains("not in sync"), "{status}");
 }

@@ -26,10 +26,12 @@ const DELIVERED: usize = 1024;
 /// Bytes of chunks that wait to be taken, or that the taker still holds.
 const DELIVERED_BYTES: u32 = 16 << 20;
 /// How often it is looked whether a peer that was asked sends anything.
-const LOOK: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_secs(1);
 /// Looks in a row that find nothing, after which a peer is left alone for a while and others are asked: longer than a disk
 /// takes to start.
-const LOOKS: usize = 5;
+const LOOKS: usize = 15;
+/// The same where another peer may have what it was asked for, and answers.
+const LOOKS_ELSEWHERE: usize = 2;
 /// How long a peer is left alone whose stream has ended.
 const REST: Duration = Duration::from_secs(10);
 /// How long wants wait while nobody is connected: a lost connection is back sooner.
@@ -188,6 +190,8 @@ enum Ended {
     Lied(String),
     /// It may go on later.
     Paused(String),
+    /// It was asked, and said nothing.
+    Silent,
 }
 
 /// What an answer says.
@@ -201,11 +205,13 @@ enum Answer {
 
 impl Source {
     async fn run(self) {
+        let mut was_silent = false;
         loop {
             let wake = Arc::new(Notify::new());
-            self.shared.change(|schedule| schedule.up(self.session, wake.clone()));
+            self.shared.change(|schedule| schedule.up(self.session, wake.clone(), was_silent));
             let ended = self.converse(&wake).await;
             self.shared.change(|schedule| schedule.down(self.session));
+            was_silent = matches!(ended, Ended::Silent);
             match ended {
                 Ended::Gone => return,
                 Ended::Lied(reason) => {
@@ -214,6 +220,7 @@ impl Source {
                     return self.shared.group.chunks.drop_channel(self.session);
                 }
                 Ended::Paused(reason) => tracing::debug!(%reason, "peer is asked for chunks later"),
+                Ended::Silent => tracing::debug!("peer does not answer, and is asked for chunks later"),
             }
             tokio::select! {
                 () = tokio::time::sleep(REST) => {}
@@ -302,8 +309,10 @@ impl Source {
                 Err(_) if awaited.is_some() && receiver.progress() == before => silent += 1,
                 Err(_) => silent = 0,
             }
-            if silent >= LOOKS {
-                return Err(Ended::Paused("peer does not answer".to_owned()));
+            let is_elsewhere = self.shared.schedule().is_elsewhere(self.session, Instant::now());
+            let most = if is_elsewhere { LOOKS_ELSEWHERE } else { LOOKS };
+            if silent >= most {
+                return Err(Ended::Silent);
             }
         }
     }

@@ -20,6 +20,8 @@ const WINDOW_MAX: u64 = 32 << 20;
 const WINDOW_MIN: u64 = 1 << 20;
 /// Bytes under way from a source that is new.
 const WINDOW_START: u64 = 8 << 20;
+/// Bytes under way from a source that was silent: one chunk, until it has answered.
+const WINDOW_PROBE: u64 = 1;
 /// What is answered within this time may be more.
 const QUICK: Duration = Duration::from_secs(1);
 /// What takes longer than this is too much: at the end, everyone waits for the slowest.
@@ -42,6 +44,8 @@ struct Source {
     asked: usize,
     bytes: u64,
     window: u64,
+    /// When it last answered.
+    last: Option<Instant>,
     /// The window is filled to its end, and then only once a part of it is free: small chunks are asked for many at once.
     filling: bool,
     wake: Arc<Notify>,
@@ -90,10 +94,26 @@ impl Schedule {
     }
 
     /// Adds a source, which is woken when [`Self::take_asks`] has something for it.
-    pub(super) fn up(&mut self, source: u64, wake: Arc<Notify>) {
+    ///
+    /// One that was silent is asked for one thing, and for no more before it has answered: the rest does not wait for it.
+    pub(super) fn up(&mut self, source: u64, wake: Arc<Notify>, was_silent: bool) {
         self.down(source);
-        let new = Source { items: VecDeque::new(), asked: 0, bytes: 0, window: WINDOW_START, filling: true, wake };
+        let window = if was_silent { WINDOW_PROBE } else { WINDOW_START };
+        let new = Source { items: VecDeque::new(), asked: 0, bytes: 0, window, last: None, filling: true, wake };
         self.sources.insert(source, new);
+    }
+
+    /// Whether what a source is to answer may be had from another one that answers, or has nothing to do.
+    ///
+    /// One that is slow itself is nobody to turn to, or what two slow ones send would come from neither.
+    pub(super) fn is_elsewhere(&self, source: u64, now: Instant) -> bool {
+        let Some(item) = self.sources.get(&source).and_then(|source| source.items.front()) else { return false };
+        let answers = |other: &Source| {
+            let lately = other.last.is_some_and(|last| now.saturating_duration_since(last) < QUICK);
+            other.window != WINDOW_PROBE && (other.items.is_empty() || lately)
+        };
+        let mut others = self.sources.iter().filter(|(id, _)| **id != source && !item.without.contains(id));
+        others.any(|(_, other)| answers(other))
     }
 
     /// Removes a source; what it was to answer waits for others.
@@ -168,6 +188,11 @@ impl Schedule {
     pub(super) fn answered(&mut self, source: u64, now: Instant) {
         let Some(source) = self.sources.get_mut(&source) else { return };
         let Some(item) = source.take_front() else { return };
+        source.last = Some(now);
+        if source.window == WINDOW_PROBE {
+            source.window = WINDOW_START;
+            return source.settle();
+        }
         let took = item.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         let len = u64::from(item.want.len);
         if took < QUICK {
@@ -179,7 +204,10 @@ impl Schedule {
 
     /// The source does not have what it was to answer.
     pub(super) fn missing(&mut self, source: u64) {
-        let Some(mut item) = self.sources.get_mut(&source).and_then(Source::take_front) else { return };
+        let Some(from) = self.sources.get_mut(&source) else { return };
+        let Some(mut item) = from.take_front() else { return };
+        from.window = from.window.max(WINDOW_MIN);
+        from.settle();
         item.without.push(source);
         self.waiting.push_front(item);
     }
@@ -222,7 +250,7 @@ mod tests {
 
     fn with(sources: &[u64], wants: impl IntoIterator<Item = Want>) -> Schedule {
         let mut schedule = Schedule::default();
-        sources.iter().for_each(|source| schedule.up(*source, Arc::default()));
+        sources.iter().for_each(|source| schedule.up(*source, Arc::default(), false));
         wants.into_iter().for_each(|want| schedule.push(want));
         schedule.dispatch(Instant::now());
         schedule
@@ -277,12 +305,52 @@ mod tests {
         schedule.answered(1, Instant::now());
         schedule.down(1);
         assert!(schedule.is_stranded());
-        schedule.up(2, Arc::default());
+        schedule.up(2, Arc::default(), false);
         schedule.dispatch(Instant::now());
         assert_eq!(asks(&mut schedule, 2), (1..=1024).collect::<Vec<_>>());
         schedule.answered(1, Instant::now());
         schedule.missing(1);
         assert_eq!(schedule.sources[&2].items.len(), WINDOW_CHUNKS, "what a lost one says no longer counts");
+    }
+
+    #[test]
+    fn who_was_silent_is_asked_for_one_thing_until_it_answers() {
+        let mut schedule = Schedule::default();
+        schedule.up(1, Arc::default(), true);
+        schedule.up(2, Arc::default(), false);
+        (0..100).for_each(|number| schedule.push(want(number, 10)));
+        schedule.dispatch(Instant::now());
+        assert_eq!(asks(&mut schedule, 1).len(), 1);
+        assert_eq!(asks(&mut schedule, 2).len(), 99);
+        schedule.down(2);
+        schedule.answered(1, Instant::now());
+        schedule.dispatch(Instant::now());
+        assert_eq!(asks(&mut schedule, 1).len(), 99);
+    }
+
+    #[test]
+    fn whom_to_turn_to_from_a_silent_source_is_one_that_answers() {
+        let now = Instant::now();
+        let mut schedule = with(&[1, 2], [want(1, 10), want(2, 10)]);
+        assert_eq!([asks(&mut schedule, 1), asks(&mut schedule, 2)], [[1], [2]]);
+        assert!(!schedule.is_elsewhere(1, now), "the other one has said nothing either");
+        schedule.answered(2, now);
+        assert!(schedule.is_elsewhere(1, now), "it has nothing to do");
+        schedule.push(want(3, 10));
+        schedule.push(want(4, 100));
+        schedule.dispatch(now);
+        assert!(schedule.is_elsewhere(1, now), "it has answered just now");
+        assert!(!schedule.is_elsewhere(1, now + 10 * QUICK));
+        schedule.up(2, Arc::default(), true);
+        assert!(!schedule.is_elsewhere(1, now), "it was silent");
+        schedule.down(2);
+        assert!(!schedule.is_elsewhere(1, now) && !schedule.is_elsewhere(2, now));
+        let mut lacks = with(&[1, 2], [want(1, 10)]);
+        asks(&mut lacks, 1);
+        lacks.missing(1);
+        lacks.dispatch(now);
+        asks(&mut lacks, 2);
+        assert!(!lacks.is_elsewhere(2, now), "the other one does not have it");
     }
 
     /// Whatever sources do, every want is answered once or given up once, and only after all that are there were asked.
@@ -298,7 +366,7 @@ mod tests {
                 let (now, source) = (Instant::now(), u64::from(draw(4)));
                 match draw(12) {
                     _ if step > 1500 && up.is_empty() => {
-                        schedule.up(source, Arc::default());
+                        schedule.up(source, Arc::default(), seed % 3 == 0);
                         up.insert(source);
                     }
                     0 if step < 1500 => {
@@ -306,7 +374,7 @@ mod tests {
                         up.remove(&source);
                     }
                     1 if !up.contains(&source) => {
-                        schedule.up(source, Arc::default());
+                        schedule.up(source, Arc::default(), seed % 3 == 0);
                         up.insert(source);
                     }
                     2..5 if step < 1500 => {

@@ -100,7 +100,11 @@ async fn r9_a_database_deleted_under_a_running_device_harms_no_one_else() {
     drop(alice);
     tokio::time::timeout(PATIENCE, a.close()).await.expect("closes");
     assert!(bodies(&bob).await.contains(&"before".to_owned()));
-    // a home whose database is gone has no group any more, and its key is still its own
+    // it is not begun anew unasked; then it has no group any more, and its key is still its own
+    assert_eq!(fails(&site, "a").await, "database-gone");
+    fs::write(site.path("a").join("sync.db"), b"").expect("writes");
+    assert_eq!(fails(&site, "a").await, "database-gone");
+    sync_client::home::Home::begin_anew(site.path("a")).expect("begins anew");
     let a = site.open("a").await;
     assert!(a.groups().is_empty());
     let alice = pair(&bob, &a).await;

@@ -46,6 +46,7 @@ pub(crate) const KINDS: &[Kind] = &[
     kind("already-joined", 1, 409),
     kind("may-not-invite", 1, 403),
     kind("unreachable", 1, 502),
+    kind("relay-unavailable", 1, 503),
     kind("offline", 1, 503),
     kind("bind", 1, 500),
     kind("memory", 1, 503),

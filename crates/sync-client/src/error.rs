@@ -65,6 +65,9 @@ pub enum ClientError {
         "no invite answers to this code; compare it with the other device, and check that it still shows it and is on this network"
     )]
     InviteNotFound,
+    /// No invite answers to the code nearby, and a relay where it might does not say.
+    #[error("no invite answers to this code nearby, and {0}; wait a moment, or check the relay's address")]
+    RelayUnavailable(String),
     /// The inviter does not know the code.
     #[error("the other device does not know this code; compare the two, or make a new one")]
     InviteWrong,
@@ -135,6 +138,7 @@ impl ClientError {
             Self::BlobIdReused(_) => "blob-id-reused",
             Self::WeakPassphrase(_) => "weak-passphrase",
             Self::RelayMalformed(_) => "relay-malformed",
+            Self::RelayUnavailable(_) => "relay-unavailable",
             Self::UnknownRelay => "unknown-relay",
             Self::TooManyRelays => "too-many-relays",
             Self::MayNotInvite => "may-not-invite",

@@ -588,7 +588,7 @@ pub(crate) async fn join(
         }
         None => look_up(device, &keys, &at).await,
     };
-    let failed = match found {
+    let mut failed = match found {
         Ok(found) => match join_directly(device, &keys, &found, !at.is_empty(), progress).await {
             Err(error @ (ClientError::Unreachable(_) | ClientError::InviteExpired)) => error,
             joined => return joined,
@@ -600,7 +600,10 @@ pub(crate) async fn join(
             Ok(group) => return Ok(group),
             Err(relayed::JoinError::NotThere) => {}
             Err(relayed::JoinError::Relay(error)) => {
-                tracing::warn!(relay = %url.authority(), %error, "could not join through the relay");
+                tracing::debug!(relay = %url.authority(), %error, "could not join through the relay");
+                if matches!(failed, ClientError::InviteNotFound) {
+                    failed = ClientError::RelayUnavailable(error.to_string());
+                }
             }
             Err(relayed::JoinError::Ended(error)) => return Err(error),
         }

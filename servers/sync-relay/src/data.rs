@@ -12,6 +12,8 @@ const KEY: &str = "relay.key";
 const TOKEN: &str = "registration-token";
 const DATABASE: &str = "relay.db";
 const LOCK: &str = "lock";
+/// The address of the relay that runs, for who asks it from this machine.
+const ADDRESS: &str = "address";
 
 /// Why a relay's directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +36,9 @@ pub enum DataError {
          and every device must be given its new address"
     )]
     Key(PathBuf),
+    /// No relay has run on it.
+    #[error("no relay has run in {0}; start it, or name its directory with --data")]
+    NotRun(PathBuf),
     /// The database cannot be used.
     #[error("cannot use the database in {path}: {source}")]
     Store {
@@ -91,6 +96,21 @@ fn draw<const N: usize>() -> [u8; N] {
     bytes
 }
 
+/// Notes the address of the relay that runs on a directory.
+pub(crate) fn note_address(data: &Path, address: &str) -> Result<(), DataError> {
+    let path = data.join(ADDRESS);
+    write(&path, address).map_err(|source| DataError::Io { path, source })
+}
+
+/// The address of the relay that runs on a directory, or ran last.
+pub(crate) fn read_address(data: &Path) -> Result<String, DataError> {
+    let path = data.join(ADDRESS);
+    fs::read_to_string(&path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => DataError::NotRun(data.to_owned()),
+        _ => DataError::Io { path, source },
+    })
+}
+
 /// The text of a file, which is made whole or not at all.
 pub(crate) fn kept(path: &Path, make: impl FnOnce() -> String) -> io::Result<Zeroizing<String>> {
     match fs::read_to_string(path) {
@@ -98,6 +118,12 @@ pub(crate) fn kept(path: &Path, make: impl FnOnce() -> String) -> io::Result<Zer
         read => return read.map(Zeroizing::new),
     }
     let text = Zeroizing::new(make());
+    write(path, &text)?;
+    Ok(text)
+}
+
+/// Writes a file wholly or not at all.
+fn write(path: &Path, text: &str) -> io::Result<()> {
     let beside = path.with_extension("new");
     let mut file = private().create(true).truncate(true).open(&beside)?;
     file.write_all(text.as_bytes())?;
@@ -107,7 +133,7 @@ pub(crate) fn kept(path: &Path, make: impl FnOnce() -> String) -> io::Result<Zer
     if let Some(parent) = path.parent() {
         File::open(parent)?.sync_all()?;
     }
-    Ok(text)
+    Ok(())
 }
 
 #[cfg(unix)]

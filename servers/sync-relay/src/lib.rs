@@ -16,11 +16,13 @@ mod limiter;
 mod mailbox;
 mod meetings;
 mod metrics;
+mod operate;
 mod relay;
 mod server;
 mod tls;
 
 pub use config::{Config, ConfigError, Limits};
 pub use data::DataError;
+pub use operate::{OperateError, check, stats};
 pub use server::{Server, StartError};
 pub use tls::TlsError;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use sync_relay::{Config, Server};
 use tracing_subscriber::EnvFilter;
 
@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 #[command(name = "sync-relay", version, max_term_width = 100)]
 struct Args {
     /// File with settings; every one has a default
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 
     /// Where to listen; 127.0.0.1:7841 unless named here or in the file
@@ -24,8 +24,23 @@ struct Args {
     bind: Option<SocketAddr>,
 
     /// Directory of the database and the key; the user's data directory unless named here or in the file
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     data: Option<PathBuf>,
+
+    #[command(subcommand)]
+    what: Option<What>,
+}
+
+/// What is asked of a relay that runs.
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Show the numbers of the relay that runs on the directory
+    Stats,
+    /// Check that a relay answers as devices use it
+    Check {
+        /// Its address, as devices are given it; the one that the relay printed last unless named
+        url: Option<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -52,8 +67,19 @@ fn run(args: Args) -> anyhow::Result<()> {
     if let Some(data) = args.data {
         config.data = data;
     }
+    let what = args.what;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(async {
+        match what {
+            Some(What::Stats) => {
+                print!("{}", sync_relay::stats(&config.data).await?);
+                return Ok(());
+            }
+            Some(What::Check { url }) => {
+                return Ok(sync_relay::check(&config.data, url.as_deref(), |step| println!("{step}")).await?);
+            }
+            None => {}
+        }
         // before anything else, so that no signal is missed
         let told = told_to_stop().context("cannot listen for signals")?;
         let server = Server::start(config).await?;

@@ -25,7 +25,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, ConfigError};
-use crate::data::{Data, DataError};
+use crate::data::{Data, DataError, note_address};
 use crate::limiter::{Place, TooMany, subscriber};
 use crate::relay::Relay;
 use crate::tls::{Identity, TlsError};
@@ -90,6 +90,8 @@ pub(crate) struct Inner {
     refusing: Semaphore,
     behind_proxy: bool,
     public_metrics: bool,
+    /// Where it listens: who comes from there is of this machine.
+    here: IpAddr,
 }
 
 impl std::fmt::Debug for Inner {
@@ -123,6 +125,7 @@ impl Server {
         if let Some(identity) = &identity {
             url = url.with_pin(&identity.pin);
         }
+        note_address(&config.data, &url.to_string())?;
         if let Some(token) = &registration {
             url = url.with_token(token);
         }
@@ -136,6 +139,7 @@ impl Server {
             refusing: Semaphore::new(MAX_REFUSING),
             behind_proxy,
             public_metrics,
+            here: address.ip(),
         });
         let tasks = TaskTracker::new();
         if let Some(keep) = keep {
@@ -378,7 +382,8 @@ async fn metrics(
     headers: HeaderMap,
 ) -> Response {
     let address = inner.asking(&headers, socket);
-    if !inner.public_metrics && !address.to_canonical().is_loopback() {
+    let is_here = address.to_canonical().is_loopback() || address == inner.here;
+    if !inner.public_metrics && !is_here {
         return StatusCode::NOT_FOUND.into_response();
     }
     match inner.relay.now().await {

@@ -122,13 +122,18 @@ impl Meeting {
             StatusCode::NOT_FOUND => Err(MeetingError::NotThere),
             StatusCode::GONE => Err(MeetingError::Fetched),
             StatusCode::CONFLICT => Err(MeetingError::Taken),
-            status => {
-                let text = String::from_utf8_lossy(&answer.body[..answer.body.len().min(MAX_TEXT)]);
-                let text = text.chars().filter(|c| !c.is_control()).collect();
-                Err(RelayError::Refused { status: status.as_u16(), text }.into())
-            }
+            _ => Err(answer.refusal().into()),
         }
     }
+}
+
+/// What a relay answers at a path to whoever asks.
+pub async fn get(url: &RelayUrl, path: &str) -> Result<Bytes, RelayError> {
+    let request = Request::get(path).header(HOST, url.authority()).body(Full::default());
+    let request = request.map_err(|error| RelayError::Unreachable(error.to_string()))?;
+    let exchange = tokio::time::timeout(CONNECT_TIMEOUT, exchange(url, request)).await;
+    let answer = exchange.map_err(|_| RelayError::Unreachable("it does not answer".to_owned()))??;
+    if answer.status.is_success() { Ok(answer.body) } else { Err(answer.refusal()) }
 }
 
 struct Answer {
@@ -138,6 +143,12 @@ struct Answer {
 }
 
 impl Answer {
+    fn refusal(&self) -> RelayError {
+        let text = String::from_utf8_lossy(&self.body[..self.body.len().min(MAX_TEXT)]);
+        let text = text.chars().filter(|c| !c.is_control()).collect();
+        RelayError::Refused { status: self.status.as_u16(), text }
+    }
+
     fn number(&self) -> Result<u32, MeetingError> {
         let lacks = || RelayError::Lost("it left out a number".to_owned());
         Ok(self.number.ok_or_else(lacks)?)

@@ -125,6 +125,27 @@ async fn a_code_that_was_taken_back_is_not_found_and_after_a_restart_of_the_rela
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_joins_is_told_why_a_relay_does_not_say() {
+    let site = Site::new();
+    let mut relay = RelayProcess::start(&site, "relay", "[limits]\ncode_misses_per_minute = 1\n");
+    let b = site.open("ben").await;
+    let named = [relay.url.clone()];
+    let mut heard = Vec::new();
+    for _ in 0..2 {
+        let error = b.join_at("0000-0000-0000-0000", &named, |_| {}).await.unwrap_err();
+        heard.push((error.code(), error.to_string()));
+    }
+    relay.kill();
+    let error = b.join_at("0000-0000-0000-0000", &named, |_| {}).await.unwrap_err();
+    heard.push((error.code(), error.to_string()));
+    let said = ["asked too often", "asked too often", "cannot be reached"];
+    for ((code, text), said) in heard.iter().zip(said) {
+        assert!(*code == "relay-unavailable" && text.contains(said), "{text}");
+    }
+    b.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_guesses_codes_or_writes_too_much_is_refused() {
     let site = Site::new();
     let relay = RelayProcess::start(&site, "relay", "");

@@ -4,10 +4,13 @@
 #![cfg_attr(test, expect(clippy::unwrap_used, reason = "tests"))]
 
 mod access;
+mod attacks;
 mod codes;
 mod expiry;
+mod leaks;
 mod limits;
 mod mailbox;
+mod operate;
 mod processes;
 mod raw;
 mod site;

@@ -71,12 +71,27 @@ impl RelayProcess {
         assert!(self.child.wait().unwrap().success());
     }
 
+    /// Runs another command of the program on its directory: whether it succeeded, and all it said.
+    pub(crate) fn operate(&self, arguments: &[&str]) -> (bool, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sync-relay"));
+        let output = command.args(arguments).arg("--data").arg(&self.data).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(said).unwrap())
+    }
+
+    /// Everything it has logged.
+    pub(crate) fn logged(&self) -> Vec<u8> {
+        std::fs::read(self.data.with_extension("log")).unwrap()
+    }
+
     /// Everything that lies in its directory, the key apart.
     pub(crate) fn stored(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         for entry in std::fs::read_dir(&self.data).unwrap() {
             let path = entry.unwrap().path();
-            if path.extension().is_none_or(|extension| extension != "key") {
+            // its key, and its own address
+            let own = path.extension().is_some_and(|extension| extension == "key") || path.ends_with("address");
+            if !own {
                 bytes.extend(std::fs::read(path).unwrap());
             }
         }
@@ -114,12 +129,15 @@ impl RelayProcess {
 
 fn spawn(data: &Path, config: &Path, bind: &str) -> (Child, String) {
     let start = Instant::now();
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(data.with_extension("log")).unwrap();
     loop {
         let mut child = Command::new(env!("CARGO_BIN_EXE_sync-relay"))
             .args(["--bind", bind, "--data"])
             .arg(data)
             .arg("--config")
             .arg(config)
+            .env("SYNC_RELAY_LOG", "info,sync_relay=trace,sync_store=trace")
+            .stderr(log.try_clone().unwrap())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

@@ -1,0 +1,122 @@
+//! What a member may try that is let in: each is bounded, answered or ended, and others are served meanwhile.
+
+use std::net::TcpStream;
+
+use sync_types::{Check, Cursor, ErrorCode, Frame, Scope};
+
+use crate::raw::{Member, random};
+use crate::site::{RelayProcess, Site};
+
+const MANY: &str = "[limits]\nconnections_per_address = 300\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_with_an_absurd_limit_or_a_cursor_ahead_is_answered_from_the_start() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", MANY);
+    let mut anna = Member::founder();
+    let mut talk = anna.live(&relay.url).await;
+    for number in 1..=3 {
+        talk.push(number, anna.entry(50)).await;
+    }
+    talk.acknowledged(3).await;
+    for (limit, after, check) in [(u32::MAX, u64::MAX, [9; 8]), (0, 1 << 40, [0; 8]), (1, 2, [7; 8])] {
+        let mut talk = anna.live(&relay.url).await;
+        let (after, check) = (Cursor(after), Check(check));
+        let (have, covered) = (Vec::new(), Vec::new());
+        talk.send(&Frame::Pull { request: 5, scope: Scope::All, after, check, limit, have, covered }).await;
+        let (mut got, mut first, mut more) = (Vec::new(), true, true);
+        while more {
+            match talk.recv().await.unwrap() {
+                Frame::PullResponse { request: 5, entries, has_more, reset, max_cursor, check, .. } => {
+                    assert_eq!(reset, std::mem::take(&mut first), "the pair is not known here");
+                    assert!(max_cursor <= Cursor(3) && check != Check::NONE);
+                    got.extend(entries.into_iter().map(|carried| carried.envelope));
+                    more = has_more;
+                    talk.send(&Frame::PushAck { cursor: max_cursor }).await;
+                }
+                Frame::Error { code, text } => panic!("{code:?}: {text}"),
+                _ => {}
+            }
+        }
+        assert_eq!(got, anna.feed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_that_is_replayed_on_any_channel_is_acknowledged_and_stored_once() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", MANY);
+    let mut anna = Member::founder();
+    let ben = anna.admit();
+    let entry = anna.entry(50);
+    let mut talk = anna.live(&relay.url).await;
+    talk.push(1, anna.feed[0].clone()).await;
+    talk.push(2, entry.clone()).await;
+    talk.acknowledged(2).await;
+    for (cursor, replayed) in [(3, entry.clone()), (4, entry.clone())] {
+        talk.push(cursor, replayed).await;
+        talk.acknowledged(cursor).await;
+    }
+    // by another member, who may forward anyone's
+    let mut other = ben.live(&relay.url).await;
+    other.push(1, entry.clone()).await;
+    other.acknowledged(1).await;
+    assert_eq!(other.pulled().await, anna.feed);
+    assert_eq!(relay.metric("syncrelay_blobs_stored_total"), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_was_changed_on_the_way_does_not_count() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", MANY);
+    let mut anna = Member::founder();
+    let mut talk = anna.live(&relay.url).await;
+    let entry = anna.entry(50);
+    for at in [0, entry.len() / 2, entry.len() - 1] {
+        let mut forged = entry.clone();
+        forged[at] ^= 1;
+        talk.push(1, forged).await;
+    }
+    talk.push(2, entry.clone()).await;
+    talk.acknowledged(2).await;
+    assert_eq!(talk.pulled().await, [entry]);
+    assert_eq!(relay.metric("syncrelay_blobs_stored_total"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_that_is_too_long_or_garbage_ends_the_channel_and_a_long_one_in_pieces_does_not() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", MANY);
+    let mut anna = Member::founder();
+    let mut talk = anna.live(&relay.url).await;
+    // more than one message carries
+    let entry = anna.entry(300_000);
+    talk.push(1, entry.clone()).await;
+    talk.acknowledged(1).await;
+    talk.send_bytes(&vec![0; 5 << 20]).await;
+    assert_eq!(talk.error().await.0, ErrorCode::Protocol);
+    talk.ended().await;
+    let mut talk = anna.live(&relay.url).await;
+    talk.send_bytes(&random::<3000>()).await;
+    assert_eq!(talk.error().await.0, ErrorCode::Protocol);
+    assert_eq!(anna.live(&relay.url).await.pulled().await, [entry]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_idle_connections_keep_nobody_out_who_has_a_place() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", MANY);
+    let anna = Member::founder();
+    let idle: Vec<TcpStream> = (0..250).map(|_| TcpStream::connect(relay.address()).unwrap()).collect();
+    let mut talk = anna.live(&relay.url).await;
+    assert!(talk.pulled().await.is_empty());
+    assert!(relay.metric("syncrelay_connections_active") > 200);
+    // those that say nothing are let go
+    let give_up = std::time::Instant::now() + crate::site::PATIENCE;
+    while relay.metric("syncrelay_connections_active") > 2 {
+        assert!(std::time::Instant::now() < give_up);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(talk.pulled().await.is_empty());
+    drop(idle);
+}

@@ -189,7 +189,12 @@ impl Folder {
             |txn, appended, telling| index::told(txn, &place, &found, appended, telling),
         )?;
         self.remember(hash);
-        self.done += 1;
+        // a directory that only stays is told of at every look
+        let is_new = |found: &Difference| match &found.after {
+            After::Here { stat, .. } => !found.before.as_ref().is_some_and(|disk| rows::looks_the_same(disk, stat)),
+            After::Gone => true,
+        };
+        self.done += u64::from(found.iter().any(is_new));
         self.notes.extend(found.iter().map(|found| format!("found {found:?}")));
         self.look_again |= !told.stale.is_empty();
         for Difference { path, after, .. } in found.iter().filter(|found| !told.stale.contains(&found.path)) {

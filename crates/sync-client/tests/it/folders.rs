@@ -856,6 +856,36 @@ async fn a_directory_that_others_removed_goes_once_what_kept_it_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_stays_for_what_is_ignored_goes_with_it() {
+    let site = Site::new();
+    write(&site.path("left/.syncshellignore"), "*.log\n");
+    write(&site.path("left/d/text"), "text");
+    write(&site.path("left/d/own.log"), "ignored");
+    let shared = Shared::of(site).await;
+    let start = Instant::now();
+    while !shared.right().join("d/text").exists() {
+        assert!(start.elapsed() < PATIENCE, "{:?}", only(&shared.b).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    std::fs::remove_dir_all(shared.right().join("d")).expect("removes");
+    let start = Instant::now();
+    while shared.left().join("d/text").exists() {
+        assert!(start.elapsed() < PATIENCE, "{:?}", only(&shared.a).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    shared.a.rescan_folder(shared.folder).await.expect("looks");
+    assert_eq!(std::fs::read(shared.left().join("d/own.log")).expect("reads"), b"ignored");
+    std::fs::remove_file(shared.left().join("d/own.log")).expect("removes");
+    shared.a.rescan_folder(shared.folder).await.expect("looks");
+    let start = Instant::now();
+    while shared.left().join("d").exists() {
+        assert!(start.elapsed() < PATIENCE, "{:?}", only(&shared.a).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    shared.equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_directory_that_others_replaced_by_a_file_gives_way_once_what_kept_it_is_gone() {
     let mut hostile = Hostile::new().await;
     let empty = Node::File(FileContent { size: 0, hash: *blake3::hash(b"").as_bytes(), chunks: Chunks::Whole });

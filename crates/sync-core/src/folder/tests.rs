@@ -42,6 +42,10 @@ struct Device {
     direction: Direction,
     rows: BTreeMap<TreePath, Versions>,
     disk: BTreeMap<TreePath, Disk>,
+    /// The paths it takes; empty: all.
+    selected: BTreeSet<TreePath>,
+    /// What lies on its disk where it takes nothing, and its index does not know.
+    left_out: BTreeMap<TreePath, (Node, u32)>,
     kept: BTreeSet<String>,
     waiting: Vec<usize>,
 }
@@ -58,13 +62,24 @@ struct World {
 }
 
 impl Device {
+    fn takes(&self, path: &TreePath) -> bool {
+        let related = |other: &TreePath| other == path || path.is_below(other) || other.is_below(path);
+        self.selected.is_empty() || self.selected.iter().any(related)
+    }
+
     fn is_live_below(&self, path: &TreePath) -> bool {
         self.rows.iter().any(|(other, row)| other.is_below(path) && row.is_live())
     }
 
     fn seen<'a>(&'a self, path: &TreePath, none: &'a Versions) -> Seen<'a> {
         let (versions, disk) = (self.rows.get(path).unwrap_or(none), self.disk.get(path));
-        Seen { versions, disk, live_below: self.is_live_below(path), direction: self.direction, taken: true }
+        Seen {
+            versions,
+            disk,
+            live_below: self.is_live_below(path),
+            direction: self.direction,
+            taken: self.takes(path),
+        }
     }
 
     fn changes(&self) -> Vec<Change> {
@@ -79,11 +94,12 @@ impl Device {
     }
 
     fn entries(&self, directory: &TreePath) -> Vec<TreePath> {
-        self.disk.keys().filter(|path| path.parent().as_ref() == Some(directory)).cloned().collect()
+        let lying = self.disk.keys().chain(self.left_out.keys());
+        lying.filter(|path| path.parent().as_ref() == Some(directory)).cloned().collect()
     }
 
     fn assert_room_for(&self, path: &TreePath) {
-        assert!(!self.disk.contains_key(path), "{path} is taken");
+        assert!(!self.disk.contains_key(path) && !self.left_out.contains_key(path), "{path} is taken");
         let parent = path.parent();
         let parent = parent.as_ref().map(|parent| self.disk.get(parent).map(|disk| &disk.node));
         assert!(matches!(parent, None | Some(Some(Node::Directory))), "{path} has no directory");
@@ -103,6 +119,8 @@ impl World {
             direction: Direction::Both,
             rows: BTreeMap::new(),
             disk: BTreeMap::new(),
+            selected: BTreeSet::new(),
+            left_out: BTreeMap::new(),
             kept: BTreeSet::new(),
             waiting: Vec::new(),
         };
@@ -141,7 +159,37 @@ impl World {
         }
     }
 
+    /// A device takes other paths from now on: what lies where it took nothing before is compared as where one joins.
+    fn select(&mut self, at: usize, selected: BTreeSet<TreePath>) {
+        let device = &mut self.devices[at];
+        let before = Device { selected: std::mem::replace(&mut device.selected, selected), ..device.clone() };
+        for (path, lies) in &before.disk {
+            if !(before.takes(path) && device.takes(path)) {
+                device.disk.remove(path);
+                device.left_out.insert(path.clone(), (lies.node.clone(), lies.mode));
+            }
+        }
+        for (path, (node, mode)) in device.left_out.clone() {
+            let device = &mut self.devices[at];
+            if !device.takes(&path) {
+                continue;
+            }
+            device.left_out.remove(&path);
+            let row = device.rows.entry(path.clone()).or_default();
+            match row.winner().filter(|winner| winner.node.is_same(&node)) {
+                Some(winner) => {
+                    let disk = Disk { node, mode, mtime: winner.mtime, vector: row.agreed() };
+                    device.disk.insert(path, disk);
+                }
+                None => self.change(at, &path, node, mode),
+            }
+        }
+    }
+
     fn write(&mut self, at: usize, path: &TreePath, node: Node) {
+        if !self.devices[at].takes(path) {
+            return;
+        }
         let mut above = path.parent();
         let mut missing = Vec::new();
         while let Some(directory) = above {
@@ -169,12 +217,20 @@ impl World {
         for path in paths.iter().rev() {
             self.change(at, path, Node::Deleted, 0);
         }
+        let gone = self.devices[at].left_out.extract_if(.., |other, _| other == path || other.is_below(path));
+        self.discarded.extend(gone.filter_map(|(_, (node, _))| content(&node)));
     }
 
     fn rename(&mut self, at: usize, from: &TreePath, to: &TreePath) {
         let disk = &self.devices[at].disk;
         let parent = to.parent().and_then(|parent| disk.get(&parent).map(|disk| disk.node == Node::Directory));
         let room = to.parent().is_none() || parent == Some(true);
+        let device = &self.devices[at];
+        let crosses = |other: &TreePath| other == from || other.is_below(from);
+        let leads_on = device.selected.iter().any(|other| other.is_below(to));
+        if !device.takes(to) || leads_on || device.left_out.keys().any(crosses) {
+            return;
+        }
         if !disk.contains_key(from) || disk.contains_key(to) || from == to || to.is_below(from) || !room {
             return;
         }
@@ -251,9 +307,11 @@ impl World {
             let said = device.rows.get(copy).filter(|row| row.is_live()).and_then(Versions::winner);
             said.is_some_and(|said| differs(&said.node))
                 || device.disk.get(copy).is_some_and(|disk| differs(&disk.node))
+                || device.left_out.get(copy).is_some_and(|(node, _)| differs(node))
                 || device.is_live_below(copy)
         });
         let lies = device.disk.remove(path).expect("the loser lies there");
+        device.left_out.remove(&copy);
         assert!(lies.node.is_same(&loser.node));
         self.handled.extend(content(&lies.node));
         let row = device.rows.entry(copy.clone()).or_default();
@@ -268,6 +326,7 @@ impl World {
 
     fn execute(&mut self, at: usize, operation: Operation) {
         let path = operation.path().clone();
+        assert!(self.devices[at].takes(&path), "{path} is left out");
         let lying = |world: &Self, path: &TreePath| world.devices[at].disk.get(path).cloned();
         let taken = match operation {
             Operation::MakeDirectory { mut disk, over, .. } => {
@@ -375,6 +434,8 @@ enum Step {
     ApplySome(usize),
     /// The home is copied: from here on its feed forks.
     Copy,
+    /// The device takes these paths, by bits; none: everything.
+    Select(usize),
 }
 
 fn steps(count: usize) -> impl Strategy<Value = Vec<(usize, Step)>> {
@@ -392,6 +453,8 @@ fn steps(count: usize) -> impl Strategy<Value = Vec<(usize, Step)>> {
         4 => Just(Step::Apply),
         2 => (1usize..4).prop_map(Step::ApplySome),
         1 => Just(Step::Copy),
+        1 => (0..1usize << PATHS.len()).prop_map(Step::Select),
+        1 => Just(Step::Select(0)),
     ];
     proptest::collection::vec((any::<usize>(), step), 1..count)
 }
@@ -422,8 +485,14 @@ fn run(devices: u8, steps: Vec<(usize, Step)>) -> World {
                 world.devices.push(copy);
             }
             Step::Copy => {}
+            Step::Select(bits) => {
+                let named = (0..PATHS.len()).filter(|at| bits >> at & 1 == 1 && at % 3 == bits % 3);
+                world.select(at, named.map(|at| path(PATHS[at])).collect());
+            }
         }
     }
+    // what a device leaves out shows in nothing but that it is not there
+    (0..world.devices.len()).for_each(|at| world.select(at, BTreeSet::new()));
     world
 }
 

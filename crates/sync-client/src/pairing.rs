@@ -190,7 +190,9 @@ async fn serve(
     let open =
         OpenInvite { group: group.id, keys: keys.clone(), expires, publications, relayed: relayed.clone(), outcome };
     lock(&device.invites).insert(id, open);
-    relayed::attend_all(device, group, &keys, expires, &at, &relayed).await;
+    // one that has ended is not left at a relay again
+    let at = if state == InviteState::Open { &at[..] } else { &[] };
+    relayed::attend_all(device, group, &keys, expires, at, &relayed).await;
     let (inner, group) = (device.clone(), group.clone());
     let left = expires.0.saturating_sub(now().0).min(INVITE_LIFETIME_MS);
     device.spawn(async move { tend(&inner, &group, id, left).await });

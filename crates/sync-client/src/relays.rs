@@ -51,6 +51,8 @@ pub struct HomeRelay {
 #[derive(Debug, Default)]
 pub(crate) struct Relays {
     used: Mutex<BTreeMap<RelayUrl, Used>>,
+    /// Told when others may be used now.
+    changed: Notify,
 }
 
 /// One of them.
@@ -179,6 +181,19 @@ pub(crate) async fn used(group: &Group) -> Vec<RelayUrl> {
     group.store().read(move |reader| read_used(reader, &id)).await.unwrap_or_default()
 }
 
+/// Returns once a group uses a relay no longer. Cancel safe.
+pub(crate) async fn until_unused(group: &Group, url: &RelayUrl) {
+    loop {
+        let changed = group.relays.changed.notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
+        if !used(group).await.iter().any(|known| known.is_same_relay(url)) {
+            return;
+        }
+        changed.await;
+    }
+}
+
 /// The relays of every group of this home.
 pub(crate) async fn of_home(device: &Inner) -> Vec<RelayUrl> {
     device.shared.store.read(|reader| read_list(reader, None)).await.unwrap_or_default()
@@ -223,6 +238,7 @@ async fn follow_all(device: &Arc<Inner>) -> Result<(), ClientError> {
 pub(crate) async fn follow(device: &Arc<Inner>, group: &Arc<Group>) -> Result<(), ClientError> {
     let id = group.id;
     let wanted = group.store().read(move |reader| read_used(reader, &id)).await?;
+    group.relays.changed.notify_waiters();
     let mut used = group.relays.lock();
     used.retain(|url, each| {
         let stays = wanted.contains(url);

@@ -21,7 +21,7 @@ use crate::device::Inner;
 use crate::error::ClientError;
 use crate::group::{Group, now};
 use crate::keys::{draw, with_rng};
-use crate::secrets;
+use crate::{relays, secrets};
 
 /// Time for a relay to take a new code before the code is shown; one that takes it later is used then.
 const PUBLISH_WAIT: Duration = Duration::from_secs(3);
@@ -154,7 +154,7 @@ pub(super) async fn attend_all(
     at: &[RelayUrl],
     stop: &CancellationToken,
 ) {
-    let mut published = Vec::new();
+    let (mut published, used) = (Vec::new(), relays::used(group).await);
     for url in at {
         let (told, tells) = oneshot::channel();
         let attendant = Attendant {
@@ -166,7 +166,9 @@ pub(super) async fn attend_all(
             meeting: Meeting::new(url, Place(keys.lookup_id().0)),
             answered: VecDeque::new(),
         };
-        device.spawn(attendant.run(told, stop.clone()));
+        // one that was only named for the code stays as long as that
+        let while_used = used.contains(url).then(|| url.clone());
+        device.spawn(attendant.run(told, while_used, stop.clone()));
         published.push(tokio::time::timeout(PUBLISH_WAIT, tells));
     }
     join_all(published).await;
@@ -185,9 +187,16 @@ struct Attendant {
 }
 
 impl Attendant {
-    async fn run(mut self, told: oneshot::Sender<()>, stop: CancellationToken) {
-        let owner = self.keys.relay_owner();
+    async fn run(mut self, told: oneshot::Sender<()>, while_used: Option<RelayUrl>, stop: CancellationToken) {
+        let (owner, group) = (self.keys.relay_owner(), self.group.clone());
+        let unused = async {
+            match &while_used {
+                Some(url) => relays::until_unused(&group, url).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            () = unused => {}
             () = self.attend(&owner, told) => {}
             () = stop.cancelled() => {}
         }

@@ -1,11 +1,12 @@
 //! What a member may try that is let in: each is bounded, answered or ended, and others are served meanwhile.
 
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-use sync_types::{Check, Cursor, ErrorCode, Frame, Scope};
+use sync_types::{BlobId, Check, Cursor, ErrorCode, Frame, Scope};
 
 use crate::raw::{Member, random};
-use crate::site::{RelayProcess, Site};
+use crate::site::{PATIENCE, RelayProcess, Site};
 
 const MANY: &str = "[limits]\nconnections_per_address = 300\n";
 
@@ -112,11 +113,64 @@ async fn many_idle_connections_keep_nobody_out_who_has_a_place() {
     assert!(talk.pulled().await.is_empty());
     assert!(relay.metric("syncrelay_connections_active") > 200);
     // those that say nothing are let go
-    let give_up = std::time::Instant::now() + crate::site::PATIENCE;
+    let give_up = std::time::Instant::now() + PATIENCE;
     while relay.metric("syncrelay_connections_active") > 2 {
         assert!(std::time::Instant::now() < give_up);
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
     assert!(talk.pulled().await.is_empty());
     drop(idle);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_id_that_another_sender_used_hides_nothing() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", MANY);
+    let mut anna = Member::founder();
+    let mut ben = anna.admit();
+    let taken = BlobId(random());
+    let (hers, his) = (anna.entry_as(taken, 50), ben.entry_as(taken, 60));
+    let mut talk = anna.live(&relay.url).await;
+    talk.push(1, anna.feed[0].clone()).await;
+    talk.acknowledged(1).await;
+    // the other is faster
+    let mut other = ben.live(&relay.url).await;
+    other.push(1, his.clone()).await;
+    other.acknowledged(1).await;
+    talk.push(2, hers.clone()).await;
+    talk.acknowledged(2).await;
+    assert_eq!(other.pulled().await, [anna.feed[0].clone(), his, hers]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_handshakes_that_never_finish_are_let_go_and_nobody_notices() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", "plain = false\n[limits]\nconnections_per_address = 300\n");
+    let anna = Member::founder();
+    let unfinished = [
+        Vec::new(),
+        vec![0x16, 3, 1],
+        vec![0x16, 3, 1, 0x40, 0, 1],
+        b"GET /health HTTP/1.1\r\n\r\n".to_vec(),
+        random::<4000>().to_vec(),
+    ];
+    let mut sockets = Vec::new();
+    for bytes in unfinished {
+        let mut socket = TcpStream::connect(relay.address()).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        // it may be let go at once
+        let _ = socket.write_all(&bytes);
+        sockets.push(socket);
+    }
+    let mut talk = anna.live(&relay.url).await;
+    assert!(talk.pulled().await.is_empty());
+    let letting_go = tokio::task::spawn_blocking(move || {
+        sockets.iter_mut().all(|socket| {
+            // no answer in time would be this error
+            let read = socket.read_to_end(&mut Vec::new());
+            !read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+        })
+    });
+    assert!(letting_go.await.unwrap());
+    assert!(talk.pulled().await.is_empty());
 }

@@ -59,16 +59,21 @@ impl Member {
         let (keys, member) = (secret.keys(), MemberId(secret.id().0));
         let operation = Operation::Admit { keys, member, role: Role::Member, invite: None };
         let payload = SignedOperation { seen: Vec::new(), operation }.encode();
-        let admission = self.write(Class::Membership, &payload);
+        let admission = self.write(Class::Membership, BlobId(random()), &payload);
         Self { token: vec![admission], ..Self::new(secret, self.charter.clone()) }
     }
 
     /// Writes an entry that only its signature makes one: a relay cannot tell.
     pub(crate) fn entry(&mut self, bytes: usize) -> Vec<u8> {
-        self.write(Class::Sealed, &vec![7; bytes])
+        self.entry_as(BlobId(random()), bytes)
     }
 
-    fn write(&mut self, class: Class, payload: &[u8]) -> Vec<u8> {
+    /// The same under a blob id of one's choice.
+    pub(crate) fn entry_as(&mut self, blob_id: BlobId, bytes: usize) -> Vec<u8> {
+        self.write(Class::Sealed, blob_id, &vec![7; bytes])
+    }
+
+    fn write(&mut self, class: Class, blob_id: BlobId, payload: &[u8]) -> Vec<u8> {
         let previous = self.feed.last().map_or(EnvelopeHash::NONE, |last| Envelope::parse(last).unwrap().hash());
         let sealed = class == Class::Sealed;
         let header = Header {
@@ -77,7 +82,7 @@ impl Member {
             group: self.group(),
             timestamp: Timestamp(1),
             nonce: random(),
-            blob_id: BlobId(random()),
+            blob_id,
             number: Number(self.feed.len() as u64 + 1),
             previous,
             class,

@@ -924,7 +924,7 @@ pub struct Settling(Vec<[Option<Record>; 2]>);
 /// The entry that settles conflicts: of each the copy, if there is one, and what lies at the path now.
 ///
 /// What was renamed is durable already. What won is told only while it still wins: of what was superseded meanwhile only
-/// the index learns that it lies here.
+/// the index learns that it lies here, and what wins instead is told once more.
 pub fn settle(
     reader: &Reader<'_>,
     place: &Place,
@@ -937,13 +937,15 @@ pub fn settle(
             Conflict::Aside(Aside { path, copy, loser, take, winner, .. }) => {
                 let basis = basis(&known(copy)?, None);
                 let [copy, won] = sync_core::folder::settle(path.clone(), take, copy.clone(), basis, &loser.version);
+                let now = known(path)?;
                 let still_wins = |now: &Version| now.node.is_same(&take.node);
                 let wins = !matches!(winner, Winner::Lost)
-                    && (known(path)?.winner().is_some_and(still_wins)
+                    && (now.winner().is_some_and(still_wins)
                         // a directory that nobody told, and that is there for what is below it: untold, what it hid
                         // would be back when that is gone
                         || (take.node == Node::Directory && live_below(reader, place.fid, &path.key())?));
-                [Some(copy), wins.then_some(won)]
+                let won = if wins { Some(won) } else { sync_core::folder::retell(path.clone(), &now, &loser.version) };
+                [Some(copy), won]
             }
             Conflict::Merged(Merged { path, take, stat, content, .. }) => {
                 let (node, basis) = (Node::File(content.clone()), take.vector.clone());
@@ -976,7 +978,8 @@ pub fn settled(
                 let vector = copy.as_ref().map(|version| version.vector.clone()).unwrap_or_default();
                 let state = rows::disk_state(&aside.stat, &aside.loser.version.node, &vector);
                 put_told(txn, place, &aside.copy, copy, Some(state), &aside.loser.chunks)?;
-                let vector = won.as_ref().map_or(&aside.take.vector, |version| &version.vector);
+                let lies_here = |version: &&Version| version.node.is_same(&aside.take.node);
+                let vector = won.as_ref().filter(lies_here).map_or(&aside.take.vector, |version| &version.vector);
                 let (state, chunks) = match &aside.winner {
                     Winner::Here(stat, chunks) => (Some(rows::disk_state(stat, &aside.take.node, vector)), &chunks[..]),
                     Winner::Next | Winner::Lost => (None, &[][..]),

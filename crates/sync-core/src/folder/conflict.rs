@@ -3,8 +3,8 @@
 use sync_types::bounds::{MAX_COMPONENT, MAX_PATH};
 use sync_types::folder::{Node, Record, TreePath, Vector};
 
-use super::reconcile::Disk;
-use super::version::{Version, content_hash};
+use super::reconcile::{Disk, joined};
+use super::version::{Version, Versions, content_hash};
 
 /// Bytes of what is read as an extension; a longer one is part of a sentence.
 const MAX_EXTENSION: usize = 16;
@@ -40,6 +40,14 @@ pub fn settle(path: TreePath, take: &Disk, copy: TreePath, basis: Vector, loser:
     let copy = Record { path: copy, node: loser.node.clone(), mode: loser.mode, mtime: loser.mtime, basis };
     let basis = take.vector.clone();
     [copy, Record { path, node: take.node.clone(), mode: take.mode, mtime: take.mtime, basis }]
+}
+
+/// The record that takes the place of the second one where something else wins by now: that, told once more by who has set
+/// the loser aside, since nobody else would say that the loser is there no longer. None where the loser itself wins.
+#[must_use]
+pub fn retell(path: TreePath, now: &Versions, loser: &Version) -> Option<Record> {
+    let Version { node, mode, mtime, .. } = now.winner().filter(|now| !now.node.is_same(&loser.node))?.clone();
+    Some(Record { path, node, mode, mtime, basis: joined(&now.agreed(), &loser.vector) })
 }
 
 fn split<'a>(name: &'a str, node: &Node) -> (&'a str, &'a str) {
@@ -135,6 +143,21 @@ mod tests {
         ] {
             assert_eq!(super::date(mtime), date);
         }
+    }
+
+    #[test]
+    fn what_wins_by_now_is_told_once_more_as_having_seen_the_loser() {
+        let at = |n: u8| Dot { author: AuthorId([n; 32]), count: 1 };
+        let lost = Version { vector: [at(1)].into_iter().collect(), dot: at(1), ..loser(file(), 0) };
+        let dir = Version { vector: [at(2)].into_iter().collect(), dot: at(2), ..loser(Node::Directory, 0) };
+        let mut now = Versions::default();
+        now.insert(lost.clone());
+        assert_eq!(retell(path("a"), &now, &lost), None);
+        now.insert(dir);
+        let told = retell(path("a"), &now, &lost).expect("something else wins");
+        now.insert(Version::new(&told, at(3)));
+        assert_eq!(now.losers().count(), 0, "nothing is left that would come back");
+        assert_eq!(now.winner().map(|winner| &winner.node), Some(&Node::Directory));
     }
 
     #[test]

@@ -369,8 +369,8 @@ mod tests {
         let mut rng = ChaCha20Rng::from_seed([3; 32]);
         let (keys, other) = (InviteKeys::from_prk([1; 32]), InviteKeys::from_prk([2; 32]));
         let (request, answer) = (keys.seal_request(b"join", &mut rng), keys.seal_answer(&[7; 32], b"grant", &mut rng));
-        assert_eq!(&keys.open_request(&request).unwrap()[..], b"join");
-        assert_eq!(&keys.open_answer(&[7; 32], &answer).unwrap()[..], b"grant");
+        assert_eq!(&keys.open_request(&request).expect("sealed for these keys")[..], b"join");
+        assert_eq!(&keys.open_answer(&[7; 32], &answer).expect("sealed for these keys")[..], b"grant");
         assert!(other.open_request(&request).is_err() && other.open_answer(&[7; 32], &answer).is_err());
         assert!(keys.open_answer(&[8; 32], &answer).is_err(), "of another request");
         assert!(keys.open_request(&answer).is_err() && keys.open_answer(&[7; 32], &request).is_err());

@@ -206,6 +206,14 @@ impl Home {
         let (path, opened) = (self.db_path(), self.dir.join(OPENED_FILE));
         let there = |path: &Path| path.try_exists().map_err(failed_at(path));
         if there(&opened)? && is_gone(&path)? {
+            // what is beside a database that is gone must not be read into the one that is put in its place
+            for end in ["db-wal", "db-shm"] {
+                let beside = path.with_extension(end);
+                if there(&beside)? {
+                    let aside = path.with_extension(format!("{end}.old"));
+                    fs::rename(&beside, aside).map_err(failed_at(&beside))?;
+                }
+            }
             return Err(HomeError::DatabaseGone { path });
         }
         Ok(())

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::iter::successors;
 
 use sync_core::folder::snapshot::remembered;
-use sync_core::folder::{Action, Change, Disk, Reissue, Seen, Version, Versions, basis, decide, overtaken};
+use sync_core::folder::{
+    Action, Change, Disk, Reissue, Seen, Version, Versions, basis, decide, moved_aside, overtaken,
+};
 use sync_folder::selection::Selection;
 use sync_folder::versions::Kept;
 use sync_folder::walk::{Kind, Stat};
@@ -730,7 +732,11 @@ pub fn tell(
             continue;
         };
         match say(difference, row.as_ref(), index)? {
-            Said::Told(..) if place.way == Direction::ReceiveOnly => {}
+            Said::Told(_, record) if place.way == Direction::ReceiveOnly => {
+                if let Some(said) = unsaid(difference, row.as_ref(), &record)? {
+                    telling.steps.push(Step { difference: at, said });
+                }
+            }
             said => {
                 if let Said::Told(_, record) = &said {
                     records.push(record.clone());
@@ -834,6 +840,17 @@ fn say(found: &Difference, row: Option<&FileRow>, index: u16) -> Result<Said, St
     Ok(Said::Told(index, Record { path: found.path.clone(), node, mode, mtime, basis }))
 }
 
+/// What a change comes to where nothing is told from here: what the group has anyway is taken as that, and of a mode that
+/// was set the look is noted, or nothing could be put there any more. Anything else is looked at again.
+fn unsaid(found: &Difference, row: Option<&FileRow>, record: &Record) -> Result<Option<Said>, StoreError> {
+    let versions = rows::versions(row)?;
+    if versions.winner().is_some_and(|winner| winner.node.is_same(&record.node) && winner.mode == record.mode) {
+        return Ok(Some(Said::Adopted));
+    }
+    let before = found.before.as_ref().map(|disk| rows::disk(disk, &versions));
+    Ok(before.filter(|before| before.node.is_same(&record.node)).map(|_| Said::Same))
+}
+
 // ---- what settles a conflict ----
 
 /// What lies at a path and lost, with its chunks.
@@ -924,7 +941,7 @@ pub struct Settling(Vec<[Option<Record>; 2]>);
 /// The entry that settles conflicts: of each the copy, if there is one, and what lies at the path now.
 ///
 /// What was renamed is durable already. What won is told only while it still wins: of what was superseded meanwhile only
-/// the index learns that it lies here, and what wins instead is told once more.
+/// the index learns that it lies here, and of the loser it is told that it is there no longer.
 pub fn settle(
     reader: &Reader<'_>,
     place: &Place,
@@ -944,7 +961,7 @@ pub fn settle(
                         // a directory that nobody told, and that is there for what is below it: untold, what it hid
                         // would be back when that is gone
                         || (take.node == Node::Directory && live_below(reader, place.fid, &path.key())?));
-                let won = if wins { Some(won) } else { sync_core::folder::retell(path.clone(), &now, &loser.version) };
+                let won = if wins { Some(won) } else { moved_aside(path.clone(), &now, &loser.version) };
                 [Some(copy), won]
             }
             Conflict::Merged(Merged { path, take, stat, content, .. }) => {

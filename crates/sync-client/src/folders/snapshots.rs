@@ -368,11 +368,10 @@ async fn step(folder: &Arc<Folder>) -> Result<bool, StoreError> {
                 folder.store().write(0, move |txn| txn.remove_snapshot(sid)).await?;
                 trim(folder).await?;
             }
-            Settled::Waits => {
+            Settled::Waits | Settled::Unsure => {
                 left = true;
                 lacking.extend(by.filter(|_| lacks));
             }
-            Settled::Unsure => left = true,
             Settled::Refused(reason) => {
                 tracing::warn!(folder = %folder.name, %reason, "snapshot is not believed");
                 folder.group.count_refused(1);

@@ -3,7 +3,7 @@
 use sync_types::bounds::{MAX_COMPONENT, MAX_PATH};
 use sync_types::folder::{Node, Record, TreePath, Vector};
 
-use super::reconcile::{Disk, joined};
+use super::reconcile::Disk;
 use super::version::{Version, Versions, content_hash};
 
 /// Bytes of what is read as an extension; a longer one is part of a sentence.
@@ -42,12 +42,13 @@ pub fn settle(path: TreePath, take: &Disk, copy: TreePath, basis: Vector, loser:
     [copy, Record { path, node: take.node.clone(), mode: take.mode, mtime: take.mtime, basis }]
 }
 
-/// The record that takes the place of the second one where something else wins by now: that, told once more by who has set
-/// the loser aside, since nobody else would say that the loser is there no longer. None where the loser itself wins.
+/// The record that takes the place of the second one where something else wins by now: that the loser is gone from its
+/// path, since nobody else would say so. It supersedes the loser alone, and names no content that may not be here. None
+/// where others have said so.
 #[must_use]
-pub fn retell(path: TreePath, now: &Versions, loser: &Version) -> Option<Record> {
-    let Version { node, mode, mtime, .. } = now.winner().filter(|now| !now.node.is_same(&loser.node))?.clone();
-    Some(Record { path, node, mode, mtime, basis: joined(&now.agreed(), &loser.vector) })
+pub fn moved_aside(path: TreePath, now: &Versions, loser: &Version) -> Option<Record> {
+    let lies = now.maximal().iter().any(|version| version.dot == loser.dot);
+    lies.then(|| Record { path, node: Node::Deleted, mode: 0, mtime: 0, basis: loser.vector.clone() })
 }
 
 fn split<'a>(name: &'a str, node: &Node) -> (&'a str, &'a str) {
@@ -146,18 +147,19 @@ mod tests {
     }
 
     #[test]
-    fn what_wins_by_now_is_told_once_more_as_having_seen_the_loser() {
+    fn a_loser_that_was_set_aside_for_nothing_is_gone_and_nothing_else_is() {
         let at = |n: u8| Dot { author: AuthorId([n; 32]), count: 1 };
         let lost = Version { vector: [at(1)].into_iter().collect(), dot: at(1), ..loser(file(), 0) };
-        let dir = Version { vector: [at(2)].into_iter().collect(), dot: at(2), ..loser(Node::Directory, 0) };
+        let other = Node::File(FileContent { size: 2, hash: [2; 32], chunks: Chunks::Whole });
+        let wins = Version { vector: [at(2)].into_iter().collect(), dot: at(2), ..loser(other, 0) };
         let mut now = Versions::default();
         now.insert(lost.clone());
-        assert_eq!(retell(path("a"), &now, &lost), None);
-        now.insert(dir);
-        let told = retell(path("a"), &now, &lost).expect("something else wins");
+        now.insert(wins.clone());
+        let told = moved_aside(path("a"), &now, &lost).expect("it lies there for all that is known");
         now.insert(Version::new(&told, at(3)));
-        assert_eq!(now.losers().count(), 0, "nothing is left that would come back");
-        assert_eq!(now.winner().map(|winner| &winner.node), Some(&Node::Directory));
+        assert_eq!(now.winner(), Some(&wins));
+        assert!(now.maximal().iter().all(|version| version.dot != lost.dot));
+        assert_eq!(moved_aside(path("a"), &now, &lost), None, "others have said so");
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub mod reconcile;
 pub mod snapshot;
 pub mod version;
 
-pub use conflict::{conflict_path, retell, settle};
+pub use conflict::{conflict_path, moved_aside, settle};
 pub use guard::{Counts, Guard, Verdict};
 pub use merge::merge;
 pub use reconcile::{

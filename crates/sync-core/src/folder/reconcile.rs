@@ -198,7 +198,7 @@ fn wanted(seen: &Seen<'_>) -> Option<Disk> {
     })
 }
 
-pub(super) fn joined(first: &Vector, second: &Vector) -> Vector {
+fn joined(first: &Vector, second: &Vector) -> Vector {
     if first.covers(second) {
         return first.clone();
     }

@@ -325,10 +325,12 @@ fn check_range(
     let here = reader.range_here(folder.fid, &group, author, range)?;
     // one that has nothing yet may have been told wrong things of what another folder's entries are
     let elsewhere = here.elsewhere && !reader.covered(folder.fid)?.is_empty();
-    if elsewhere || untaken(reader, folder, author, range)?.strange {
+    let untaken = untaken(reader, folder, author, range)?;
+    if elsewhere || untaken.strange {
         return Ok(Err(format!("a snapshot covers entries of author {} that are not the folder's", author.short())));
     }
-    Ok(Ok(here.lacks))
+    // what came after a snapshot that covers it was begun and given up is here, and was not taken in
+    Ok(Ok(here.lacks || !untaken.ours.is_empty()))
 }
 
 /// Entries that are here in a range and were not taken into the folder.

@@ -504,9 +504,12 @@ async fn admit(device: &Inner, group: &Arc<Group>, request: &Request, binding: &
     let (id, invite, author) = (group.id, request.invite, request.keys.verify);
     let _one = device.admitting.lock().await;
     let keys = secrets::invite(group.shared(), invite).await.map_err(unavailable)?.ok_or(ErrorCode::InviteWrong)?;
-    let proven = verify_join(&keys.verifier(), binding, &invite, &author, &request.invite_proof)
-        && verify_author(&author, binding, &invite, &request.author_proof)
-        && check_keys(&request.keys).is_ok();
+    // an author that is admitted already asks with the keys that were admitted
+    let same_keys = group.membership().author(&author).is_none_or(|admitted| admitted.keys == request.keys);
+    let proven = verify_join(&keys.verifier(), binding, &invite, &request.keys, &request.invite_proof)
+        && verify_author(&request.keys, binding, &invite, &request.author_proof)
+        && check_keys(&request.keys).is_ok()
+        && same_keys;
     // a newcomer whose token would be too long could not prove itself: better no admission than a useless one
     let own = group.membership().token(&group.author().secret().id());
     let room = own.is_some_and(|token| token.len() < MAX_TOKEN);
@@ -544,11 +547,17 @@ async fn make_grant(
         let operation = Operation::Admit { keys: request.keys.clone(), member, role, invite: Some(request.invite) };
         append_operation(group, operation).await.map_err(|error| unavailable(&error))?;
     }
-    let token = group.membership().token(&author).ok_or(ErrorCode::Unavailable)?;
+    let membership = group.membership();
+    // the epochs are sealed for the keys that all members have of it
+    let admitted = membership.author(&author).ok_or(ErrorCode::Unavailable)?;
+    if admitted.keys != request.keys {
+        return Err(ErrorCode::InviteWrong);
+    }
+    let token = membership.token(&author).ok_or(ErrorCode::Unavailable)?;
     let id = group.id;
     let row = group.store().read(move |reader| reader.group(&id)).await.map_err(|error| unavailable(&error))?;
     let epochs = group.keys().for_newcomer();
-    let epochs = with_rng(&group.shared().rng, |rng| seal_grant(&id, binding, &request.keys.kem, &epochs, rng))
+    let epochs = with_rng(&group.shared().rng, |rng| seal_grant(&id, binding, &admitted.keys.kem, &epochs, rng))
         .map_err(|error| unavailable(&error))?;
     let keys = secrets::invite(group.shared(), request.invite).await.map_err(|error| unavailable(&error))?;
     let keys = keys.ok_or(ErrorCode::InviteWrong)?;
@@ -735,7 +744,7 @@ fn request(device: &Inner, keys: &InviteKeys, author: &AuthorSecret, binding: &[
         replica: shared.replica,
         name: shared.name.clone(),
         addresses: device.addresses().iter().map(ToString::to_string).collect(),
-        invite_proof: keys.prove_join(binding, &author.id()),
+        invite_proof: keys.prove_join(binding, &author.keys()),
         author_proof: prove_author(author, binding, &invite),
     }
 }
@@ -796,7 +805,7 @@ async fn accept(
         keys.insert(epoch, secret).map_err(|error| forged(&error))?;
     }
     keys.current().map_err(|error| forged(&error))?;
-    let inviter_author = check_token(grant, author.id()).map_err(|error| forged(&error))?;
+    let inviter_author = check_token(grant, &author.keys()).map_err(|error| forged(&error))?;
     let note = PeerNote {
         author: inviter_author,
         device: inviter.device,
@@ -843,9 +852,12 @@ fn evaluate(grant: &Grant) -> Option<Membership> {
     Some(membership)
 }
 
-/// Whether a grant's token admits us, and who did; signatures are checked when it is stored.
-fn check_token(grant: &Grant, own: AuthorId) -> Result<AuthorId, String> {
+/// Whether a grant's token admits us under our keys, and who did; signatures are checked when it is stored.
+fn check_token(grant: &Grant, own: &AuthorKeys) -> Result<AuthorId, String> {
     let membership = evaluate(grant).ok_or("its token is malformed")?;
-    let admitted = membership.author(&own).ok_or("its token does not admit this device")?;
+    let admitted = membership.author(&own.verify).ok_or("its token does not admit this device")?;
+    if admitted.keys != *own {
+        return Err("its token admits this device under keys that are not its own".to_owned());
+    }
     admitted.by.ok_or_else(|| "its token names this device the founder".to_owned())
 }

@@ -9,7 +9,8 @@ use std::sync::LazyLock;
 use data_encoding::{Encoding, Specification};
 use rand_core::CryptoRng;
 use subtle::ConstantTimeEq;
-use sync_types::{AuthorId, InviteId, LookupId};
+use sync_types::charter::write_keys;
+use sync_types::{AuthorId, AuthorKeys, InviteId, LookupId, Writer};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::author::{AuthorSecret, SignPurpose, verify};
@@ -237,11 +238,11 @@ impl InviteKeys {
         self.invite_author().id().0
     }
 
-    /// Proves, on the channel with this binding, that the author knows the code.
+    /// Proves, on the channel with this binding, that the author with these keys knows the code.
     #[must_use]
-    pub fn prove_join(&self, binding: &[u8; 32], author: &AuthorId) -> [u8; 64] {
-        let invite = self.invite_id();
-        self.invite_author().sign(SignPurpose::Join, &join_statement(binding, &invite, author))
+    pub fn prove_join(&self, binding: &[u8; 32], keys: &AuthorKeys) -> [u8; 64] {
+        let (invite, hash) = (self.invite_id(), keys_hash(keys));
+        self.invite_author().sign(SignPurpose::Join, &join_statement(binding, &invite, &hash))
     }
 
     /// Proves, on the channel with this binding, that who sends the grant with this hash knows the code.
@@ -282,26 +283,36 @@ pub fn verify_join(
     verifier: &[u8; 32],
     binding: &[u8; 32],
     invite: &InviteId,
-    author: &AuthorId,
+    keys: &AuthorKeys,
     proof: &[u8; 64],
 ) -> bool {
-    verify(&AuthorId(*verifier), SignPurpose::Join, &join_statement(binding, invite, author), proof)
+    let hash = keys_hash(keys);
+    verify(&AuthorId(*verifier), SignPurpose::Join, &join_statement(binding, invite, &hash), proof)
 }
 
-/// The joiner's other proof: that it holds the author key it asks to be admitted.
+/// The joiner's other proof: that it holds the author key it asks to be admitted, and that the others are its own.
 #[must_use]
 pub fn prove_author(author: &AuthorSecret, binding: &[u8; 32], invite: &InviteId) -> [u8; 64] {
-    author.sign(SignPurpose::Join, &join_statement(binding, invite, &author.id()))
+    author.sign(SignPurpose::Join, &join_statement(binding, invite, &keys_hash(&author.keys())))
 }
 
 /// Checks what [`prove_author`] proves.
 #[must_use]
-pub fn verify_author(author: &AuthorId, binding: &[u8; 32], invite: &InviteId, proof: &[u8; 64]) -> bool {
-    verify(author, SignPurpose::Join, &join_statement(binding, invite, author), proof)
+pub fn verify_author(keys: &AuthorKeys, binding: &[u8; 32], invite: &InviteId, proof: &[u8; 64]) -> bool {
+    verify(&keys.verify, SignPurpose::Join, &join_statement(binding, invite, &keys_hash(keys)), proof)
 }
 
-fn join_statement<'a>(binding: &'a [u8; 32], invite: &'a InviteId, author: &'a AuthorId) -> [&'a [u8]; 3] {
-    [binding, &invite.0, &author.0]
+/// Both proofs name all keys of the author: who can open and seal a JOIN may replace none of them.
+fn join_statement<'a>(binding: &'a [u8; 32], invite: &'a InviteId, keys_hash: &'a [u8; 32]) -> [&'a [u8]; 3] {
+    [binding, &invite.0, keys_hash]
+}
+
+/// BLAKE3 of author keys as the formats nest them.
+#[must_use]
+pub fn keys_hash(keys: &AuthorKeys) -> [u8; 32] {
+    let mut writer = Writer::default();
+    write_keys(&mut writer, keys);
+    *blake3::hash(&writer.finish()).as_bytes()
 }
 
 #[cfg(test)]
@@ -386,22 +397,34 @@ mod tests {
     }
 
     #[test]
-    fn a_joiner_proves_the_code_and_its_key_on_one_channel() {
+    fn a_joiner_proves_the_code_and_its_keys_on_one_channel() {
         let author = AuthorSecret::make(&mut ChaCha20Rng::from_seed([3; 32]));
-        let (binding, invite, verifier) = ([4; 32], keys().invite_id(), keys().verifier());
-        let proof = keys().prove_join(&binding, &author.id());
-        assert!(verify_join(&verifier, &binding, &invite, &author.id(), &proof));
-        assert!(!verify_join(&verifier, &[5; 32], &invite, &author.id(), &proof), "another channel");
-        assert!(!verify_join(&verifier, &binding, &InviteId([5; 16]), &author.id(), &proof), "another invite");
-        assert!(!verify_join(&verifier, &binding, &invite, &AuthorId([5; 32]), &proof), "another author");
+        let other = AuthorSecret::make(&mut ChaCha20Rng::from_seed([5; 32])).keys();
+        let (binding, invite, verifier, own) = ([4; 32], keys().invite_id(), keys().verifier(), author.keys());
+        let replaced = [
+            other.clone(),
+            AuthorKeys { kem: other.kem, ..own.clone() },
+            AuthorKeys { noise: other.noise, ..own.clone() },
+            AuthorKeys { verify: other.verify, ..own.clone() },
+        ];
+        let proof = keys().prove_join(&binding, &own);
+        assert!(verify_join(&verifier, &binding, &invite, &own, &proof));
+        assert!(!verify_join(&verifier, &[5; 32], &invite, &own, &proof), "another channel");
+        assert!(!verify_join(&verifier, &binding, &InviteId([5; 16]), &own, &proof), "another invite");
+        for replaced in &replaced {
+            assert!(!verify_join(&verifier, &binding, &invite, replaced, &proof), "other keys");
+        }
         let stranger = InviteKeys::from_prk([2; 32]);
-        let guessed = stranger.prove_join(&binding, &author.id());
-        assert!(!verify_join(&verifier, &binding, &invite, &author.id(), &guessed), "another code");
+        let guessed = stranger.prove_join(&binding, &own);
+        assert!(!verify_join(&verifier, &binding, &invite, &own, &guessed), "another code");
 
         let proof = prove_author(&author, &binding, &invite);
-        assert!(verify_author(&author.id(), &binding, &invite, &proof));
-        assert!(!verify_author(&author.id(), &[5; 32], &invite, &proof));
-        assert!(!verify_join(&verifier, &binding, &invite, &author.id(), &proof), "the author's is not the code's");
+        assert!(verify_author(&own, &binding, &invite, &proof));
+        assert!(!verify_author(&own, &[5; 32], &invite, &proof));
+        for replaced in &replaced {
+            assert!(!verify_author(replaced, &binding, &invite, &proof), "other keys");
+        }
+        assert!(!verify_join(&verifier, &binding, &invite, &own, &proof), "the author's is not the code's");
     }
 
     #[test]

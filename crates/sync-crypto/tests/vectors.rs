@@ -14,7 +14,7 @@ use sync_crypto::{
     rotation_reaches, seal_grant, seal_with_passphrase, verify,
 };
 use sync_types::{
-    AuthorId, BlobId, Class, Draft, Envelope, EnvelopeHash, EnvelopeType, EpochId, GroupId, Header, Number, Timestamp,
+    BlobId, Class, Draft, Envelope, EnvelopeHash, EnvelopeType, EpochId, GroupId, Header, Number, Timestamp,
 };
 
 const PAGE: &str = include_str!("../../../docs/protocol.md");
@@ -232,10 +232,15 @@ fn pairing() {
     page.check("its start", start);
     assert_eq!(HEXLOWER.encode(&keys.seal_record(&plaintext, &mut rng())), HEXLOWER.encode(&record));
 
-    let (binding, author) = (page.array("binding"), AuthorId(page.array("author id")));
-    let proof = keys.prove_join(&binding, &author);
+    let (binding, invite) = (page.array("binding"), keys.invite_id());
+    let author = AuthorSecret::from_bytes(&page.array("author secret"));
+    page.check("blake3(author keys)", pairing::keys_hash(&author.keys()));
+    let proof = keys.prove_join(&binding, &author.keys());
     page.check("invite proof", proof);
-    assert!(pairing::verify_join(&keys.verifier(), &binding, &keys.invite_id(), &author, &proof));
+    assert!(pairing::verify_join(&keys.verifier(), &binding, &invite, &author.keys(), &proof));
+    let proof = pairing::prove_author(&author, &binding, &invite);
+    page.check("author proof", proof);
+    assert!(pairing::verify_author(&author.keys(), &binding, &invite, &proof));
     let grant_hash = page.array("grant hash");
     page.check("inviter proof", keys.prove_inviter(&binding, &grant_hash));
     page.end();

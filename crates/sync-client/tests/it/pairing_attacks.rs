@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sync_client::{Config, Device, JoinProgress, Network, SyncClient};
-use sync_crypto::{AuthorSecret, Code, InviteKeys};
+use sync_crypto::{AuthorSecret, Code, InviteKeys, seal_grant};
 use sync_link::iroh_link::Connection;
 use sync_types::bounds::MAX_FRAME;
-use sync_types::{AuthorKeys, DeviceId, Envelope, ErrorCode, Frame, Grant, InviteId, ReplicaId, Ticket};
+use sync_types::{
+    AuthorKeys, DeviceId, Envelope, EnvelopeHash, ErrorCode, Frame, Grant, InviteId, Operation, ReplicaId, Role, Ticket,
+};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::site::*;
@@ -40,7 +42,7 @@ async fn p1_guesses_and_joins_without_the_code_are_refused_alike_and_counted() {
         match what {
             "an invite that was never made" => *named = InviteId(random()),
             "proof by another code" => {
-                *invite_proof = InviteKeys::from_prk([9; 32]).prove_join(&asking.talk.binding, &author.id());
+                *invite_proof = InviteKeys::from_prk([9; 32]).prove_join(&asking.talk.binding, &author.keys());
             }
             "no invite proof" => *invite_proof = [0; 64],
             "no author proof" => *author_proof = [0; 64],
@@ -128,13 +130,19 @@ async fn lure(site: &Site, raw: &Raw, secret: [u8; 10]) -> (tokio::task::JoinHan
         let error = victim.join(&link, |_| {}).await.expect_err("lured");
         (victim, error.code().to_owned())
     });
+    let (talk, join) = caught(raw).await;
+    (joining, talk, join)
+}
+
+/// The channel of whoever dials next, and what it asks.
+async fn caught(raw: &Raw) -> (Talk, Frame) {
     let connection: Connection =
         tokio::time::timeout(PATIENCE, raw.endpoint.accept()).await.expect("in time").expect("the victim dials");
     let binding = connection.export(b"syncshell pair v1", b"").expect("exports");
     let stream = connection.accept_stream(MAX_FRAME).await.expect("a stream");
     let mut talk = Talk { connection, stream, binding };
     let join = talk.recv().await.expect("a frame");
-    (joining, talk, join)
+    (talk, join)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -228,6 +236,49 @@ async fn p4_a_grant_by_one_who_does_not_know_the_code_is_refused_and_leaves_noth
     }
     let own = d.create_group().await.expect("a group");
     assert_eq!(d.groups(), [own]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_that_admits_the_joiner_under_keys_that_are_not_its_own_is_refused() {
+    let site = Site::new();
+    let a = site.device("a").await;
+    let alice = founder(&a).await;
+    let raw = Raw::accepting(&[PAIR_ALPN]).await;
+    let invite = a.invite(alice.group(), LIFETIME).await.expect("invites");
+    let mut asking = raw.ask(&Target::of_link(&invite.link, alice.group()), keys_of(&invite.code).await).await;
+    let inviter = AuthorSecret::make(&mut rng());
+    let join = asking.join(&inviter);
+    asking.talk.send(&join).await;
+    let Some(Frame::Grant(own)) = asking.talk.recv().await else { panic!("no grant") };
+    let member = Member::of(inviter, &own, &asking.talk.binding);
+    let secret: [u8; 10] = random();
+    let code_keys = keys_of(&Code::from_bytes(secret).to_string()).await;
+    for replaced in [true, false] {
+        let site = Site::new();
+        let victim = site.device("victim").await;
+        let addresses = raw.endpoint.local_addresses().iter().map(ToString::to_string).collect();
+        let device = DeviceId(raw.endpoint.device_id().0);
+        let link = Ticket { secret, device, addresses, relays: vec![] }.to_link();
+        let joining = tokio::spawn({
+            let victim = victim.clone();
+            async move { victim.join(&link, |_| {}).await }
+        });
+        let (mut talk, join) = caught(&raw).await;
+        let Frame::Join { keys: asked, .. } = join else { panic!("no JOIN") };
+        let kem = if replaced { AuthorSecret::make(&mut rng()).keys().kem } else { asked.kem.clone() };
+        let keys = AuthorKeys { kem, ..asked.clone() };
+        let admission = Operation::Admit { keys, member: member.member(), role: Role::Admin, invite: None };
+        let mut token = own.token.clone();
+        token.push(member.operation(1, EnvelopeHash::NONE, admission));
+        let epochs = member.keys.for_newcomer();
+        let epochs = seal_grant(&member.group, &talk.binding, &asked.kem, &epochs, &mut rng()).expect("seals");
+        let mut grant = Grant { token, epochs, ..own.clone() };
+        grant.proof = code_keys.prove_inviter(&talk.binding, &grant.proven_hash());
+        talk.send(&Frame::Grant(grant)).await;
+        let joined = joining.await.expect("ends");
+        assert_eq!(joined.as_ref().err().map(|error| error.code()), replaced.then_some("invite-forged"), "{joined:?}");
+        assert_eq!(victim.groups().len(), usize::from(!replaced));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

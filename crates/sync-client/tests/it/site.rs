@@ -326,7 +326,7 @@ impl Asking {
             replica: ReplicaId(random()),
             name: "mallory".to_owned(),
             addresses: Vec::new(),
-            invite_proof: self.keys.prove_join(binding, &author.id()),
+            invite_proof: self.keys.prove_join(binding, &author.keys()),
             author_proof: prove_author(author, binding, &invite),
         }
     }

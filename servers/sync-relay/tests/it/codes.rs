@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use sync_client::{Device, InviteOutcome, JoinProgress, SyncClient};
-use sync_crypto::{Code, InviteKeys};
+use sync_crypto::pairing::prove_author;
+use sync_crypto::{AuthorSecret, Code, InviteKeys, open_grant};
 use sync_link::relay::meeting::{Meeting, MeetingError};
 use sync_link::relay::{RelayError, RelayUrl};
 use sync_link::rendezvous::LookupId;
-use sync_types::Ticket;
+use sync_types::{AuthorKeys, DeviceId, ErrorCode, Frame, GroupId, Relayed, ReplicaId, Ticket};
 
-use crate::raw::random;
+use crate::raw::{author, random};
 use crate::site::{PATIENCE, RelayProcess, Site, until_has};
 
 const LIFETIME: Duration = Duration::from_secs(600);
@@ -175,4 +176,87 @@ async fn who_guesses_codes_or_writes_too_much_is_refused() {
     while meeting.publish(&[1; 16], b"sealed").await.is_ok() {}
     assert_eq!(status(meeting.publish(&[1; 16], b"sealed").await.unwrap_err()), 429);
     assert!(relay.http("/health").0.contains("200"));
+}
+
+/// A joiner that speaks by hand.
+struct Joiner {
+    keys: InviteKeys,
+    author: AuthorSecret,
+    nonce: [u8; 32],
+    device: DeviceId,
+}
+
+impl Joiner {
+    fn new(code: &str) -> Self {
+        let keys = InviteKeys::derive(&Code::parse(code).unwrap()).unwrap();
+        Self { keys, author: author(), nonce: random(), device: DeviceId(random()) }
+    }
+
+    fn binding(&self) -> [u8; 32] {
+        let bytes = [self.nonce, self.device.0].concat();
+        blake3::derive_key("syncshell v1 pairing through a relay", &bytes)
+    }
+
+    /// What it leaves at a relay.
+    fn request(&self) -> Vec<u8> {
+        let invite = self.keys.invite_id();
+        let join = Frame::Join {
+            invite,
+            keys: self.author.keys(),
+            replica: ReplicaId(random()),
+            name: "by hand".to_owned(),
+            addresses: Vec::new(),
+            invite_proof: self.keys.prove_join(&self.binding(), &self.author.keys()),
+            author_proof: prove_author(&self.author, &self.binding(), &invite),
+        };
+        self.seal(&join)
+    }
+
+    fn seal(&self, frame: &Frame) -> Vec<u8> {
+        let message = Relayed { nonce: self.nonce, device: self.device, frame: frame.encode() };
+        self.keys.seal_request(&message.encode().unwrap(), &mut rand_core::UnwrapErr(getrandom::SysRng))
+    }
+
+    /// What the inviter answers to a request.
+    async fn answer(&self, meeting: &Meeting, request: &[u8]) -> Frame {
+        let number = meeting.ask(request).await.unwrap();
+        let answer = tokio::time::timeout(PATIENCE, meeting.answered(number)).await.unwrap().unwrap().unwrap();
+        let message = Relayed::decode(&self.keys.open_answer(&self.nonce, &answer).unwrap()).unwrap();
+        Frame::decode(&message.frame).unwrap()
+    }
+
+    /// What someone who has learnt the code makes of a request, so that another's keys are in it.
+    fn tampered(&self, request: &[u8], put: impl Fn(&AuthorKeys) -> AuthorKeys) -> Vec<u8> {
+        let opened = Relayed::decode(&self.keys.open_request(request).unwrap()).unwrap();
+        let mut join = Frame::decode(&opened.frame).unwrap();
+        let Frame::Join { keys, invite_proof, .. } = &mut join else { panic!("no JOIN") };
+        *keys = put(keys);
+        *invite_proof = self.keys.prove_join(&self.binding(), keys);
+        self.seal(&join)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_whose_keys_were_replaced_and_resealed_with_the_code_is_refused_the_first_time_and_again() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", "[limits]\ncode_fetches_per_minute = 100\n");
+    let a = site.open("anna").await;
+    let group = a.create_group().await.unwrap();
+    let invite = a.invite_at(group, LIFETIME, std::slice::from_ref(&relay.url)).await.unwrap();
+    let (meeting, joiner, thief) = (place(&relay, &invite.code), Joiner::new(&invite.code), author().keys());
+    let genuine = joiner.request();
+    let kem_replaced = joiner.tampered(&genuine, |keys| AuthorKeys { kem: thief.kem.clone(), ..keys.clone() });
+    let noise_replaced = joiner.tampered(&genuine, |keys| AuthorKeys { noise: thief.noise, ..keys.clone() });
+    let untouched = joiner.tampered(&genuine, AuthorKeys::clone);
+    for time in ["first", "again"] {
+        for forged in [&kem_replaced, &noise_replaced] {
+            let answer = joiner.answer(&meeting, forged).await;
+            assert!(matches!(answer, Frame::Error { code: ErrorCode::InviteWrong, .. }), "{time}: {answer:?}");
+        }
+        // opening and sealing it again is not what was refused
+        let Frame::Grant(grant) = joiner.answer(&meeting, &untouched).await else { panic!("no grant, {time}") };
+        let opened = open_grant(&GroupId::of(&grant.charter), &joiner.binding(), &joiner.author, &grant.epochs);
+        assert_eq!(opened.unwrap().len(), 1, "{time}");
+    }
+    a.close().await;
 }

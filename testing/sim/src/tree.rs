@@ -1075,7 +1075,7 @@ mod tests {
 
     #[test]
     fn what_was_not_synced_may_be_gone_or_a_name_without_its_data() {
-        let after: Vec<_> = (0..40).map(|seed| replaced(seed, false)).collect();
+        let after: Vec<_> = (0..200).map(|seed| replaced(seed, false)).collect();
         assert!(after.iter().all(|(.., contents, old)| contents.contains(old)), "what was durable stays");
         let new = |there: &Option<Vec<u8>>| *there == Some(vec![7; 40]);
         let is_old =

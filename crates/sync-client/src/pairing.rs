@@ -13,7 +13,7 @@ use sync_crypto::pairing::{prove_author, verify_author, verify_join};
 use sync_crypto::{AuthorSecret, Code, InviteKeys, check_keys, open_grant, seal_grant};
 use sync_link::frame::FrameStream;
 use sync_link::iroh_link::{Connection, DIAL_TIMEOUT, DeviceId as LinkDevice};
-use sync_link::relay::RelayUrl;
+use sync_link::relay::{RelayUrl, RelayUrlError};
 use sync_link::rendezvous::{Found, LookupId as Place, Publication, Record, race};
 use sync_store::{Content, PeerNote, StoreError};
 use sync_types::bounds::{MAX_ADDRESSES, MAX_FRAME, MAX_NAME, MAX_TOKEN};
@@ -158,6 +158,7 @@ pub(crate) async fn invite(
     let text = code.to_string();
     let mut at = relays::used(group).await;
     relays::add_new(&mut at, named);
+    at.retain(RelayUrl::takes_codes);
     let ticket = Ticket {
         relays: relays::shareable(&at),
         secret: code.secret_bytes(),
@@ -364,8 +365,10 @@ fn parse(text: &str) -> Result<(Code, Option<Ticket>), ClientError> {
     Ok((code, None))
 }
 
+/// The relays that are named for a code.
 fn parse_relays(relays: &[String]) -> Result<Vec<RelayUrl>, ClientError> {
-    Ok(relays.iter().map(|url| url.parse()).collect::<Result<_, _>>()?)
+    let urls: Vec<RelayUrl> = relays.iter().map(|url| url.parse()).collect::<Result<_, _>>()?;
+    if urls.iter().all(RelayUrl::takes_codes) { Ok(urls) } else { Err(RelayUrlError::Plain.into()) }
 }
 
 /// Answers a connection that asks for an admission.
@@ -588,10 +591,12 @@ pub(crate) async fn join(
     }
     let (code, ticket) = parse(text)?;
     let keys = derive(code).await?;
+    let home = relays::of_home(device).await;
     // a relay of a link that makes no sense is one less
-    let linked = ticket.iter().flat_map(|ticket| &ticket.relays).filter_map(|url| url.parse().ok());
-    relays::add_new(&mut at, linked.collect());
-    relays::add_new(&mut at, relays::of_home(device).await);
+    let linked = ticket.as_ref().map(|ticket| relays::told(&home, &ticket.relays));
+    relays::add_new(&mut at, linked.unwrap_or_default());
+    relays::add_new(&mut at, home);
+    at.retain(RelayUrl::takes_codes);
     progress(JoinProgress::Looking);
     let found = match ticket {
         Some(ticket) => {
@@ -599,27 +604,32 @@ pub(crate) async fn join(
         }
         None => look_up(device, &keys, &at).await,
     };
-    let mut failed = match found {
+    let failed = match found {
         Ok(found) => match join_directly(device, &keys, &found, !at.is_empty(), progress).await {
             Err(error @ (ClientError::Unreachable(_) | ClientError::InviteExpired)) => error,
             joined => return joined,
         },
         Err(error) => error,
     };
+    let mut said = Vec::new();
     for url in &at {
         match relayed::join(device, url, &keys, progress).await {
             Ok(group) => return Ok(group),
             Err(relayed::JoinError::NotThere) => {}
             Err(relayed::JoinError::Relay(error)) => {
                 tracing::debug!(relay = %url.authority(), %error, "could not join through the relay");
-                if matches!(failed, ClientError::InviteNotFound) {
-                    failed = ClientError::RelayUnavailable(error.to_string());
-                }
+                said.push(format!("at {} {error}", url.authority()));
             }
             Err(relayed::JoinError::Ended(error)) => return Err(error),
         }
     }
-    Err(failed)
+    let said = said.join(", ");
+    Err(match failed {
+        failed if said.is_empty() => failed,
+        ClientError::InviteNotFound => ClientError::RelayUnavailable(said),
+        ClientError::Unreachable(why) => ClientError::Unreachable(format!("{why}, {said}")),
+        failed => failed,
+    })
 }
 
 async fn join_directly(

@@ -92,15 +92,35 @@ fn write_list(txn: &mut Txn<'_>, group: Option<&GroupId>, relays: &[RelayUrl]) -
     txn.put_meta(&key_of(group), lines.join("\n").as_bytes())
 }
 
-/// The relays of a group, its own and those of every group; of two addresses of one relay the first.
+/// The relays of a group, those of every group and its own.
 fn read_used(reader: &Reader<'_>, group: &GroupId) -> Result<Vec<RelayUrl>, StoreError> {
-    let mut used: Vec<RelayUrl> = Vec::new();
-    for url in read_list(reader, Some(group))?.into_iter().chain(read_list(reader, None)?) {
-        if !used.iter().any(|known| known.is_same_relay(&url)) {
-            used.push(url);
+    Ok(merge(read_list(reader, None)?, read_list(reader, Some(group))?))
+}
+
+/// Relays that are known and others; of two addresses of one relay the known one, which nobody else told.
+fn merge(mut known: Vec<RelayUrl>, others: Vec<RelayUrl>) -> Vec<RelayUrl> {
+    for url in others {
+        match known.iter_mut().find(|known| known.is_same_relay(&url)) {
+            Some(same) => *same = prefer(same, url),
+            None => known.push(url),
         }
     }
-    Ok(used)
+    known
+}
+
+/// Of two addresses of one relay the known one, unless the other differs by having TLS.
+fn prefer(known: &RelayUrl, other: RelayUrl) -> RelayUrl {
+    if other.is_sealed_form_of(known) { other.with_token(known.token()) } else { known.clone() }
+}
+
+/// The relays that someone told of: with keys, and as they are known here where they are.
+pub(crate) fn told(known: &[RelayUrl], texts: &[String]) -> Vec<RelayUrl> {
+    let urls = texts.iter().filter_map(|text| text.parse().ok()).filter(RelayUrl::has_key);
+    let as_known = |url: RelayUrl| match known.iter().find(|known| known.is_same_relay(&url)) {
+        Some(known) => prefer(known, url),
+        None => url,
+    };
+    merge(Vec::new(), urls.take(MAX_RELAYS).map(as_known).collect())
 }
 
 /// Uses a relay for a group, or for all.
@@ -221,7 +241,7 @@ pub(crate) async fn to_give_away(group: &Group) -> Vec<String> {
 
 /// Takes in the relays that an inviter told of.
 pub(crate) fn take_given(txn: &mut Txn<'_>, group: &GroupId, given: &[String]) -> Result<(), StoreError> {
-    let urls: Vec<RelayUrl> = given.iter().filter_map(|text| text.parse().ok()).take(MAX_RELAYS).collect();
+    let urls = told(&[], given);
     if urls.is_empty() { Ok(()) } else { write_list(txn, Some(group), &urls) }
 }
 
@@ -475,4 +495,50 @@ fn in_words(code: ErrorCode, text: &str) -> String {
         _ => return format!("the relay refused: {clean}"),
     };
     format!("the relay refused: {clean}; {advice}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> RelayUrl {
+        text.parse().expect(text)
+    }
+
+    fn texts(urls: &[RelayUrl]) -> Vec<String> {
+        urls.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn of_a_relay_that_the_home_has_what_others_tell_changes_nothing_but_that_it_has_tls() {
+        let plain = RelayUrl::new("relay.example", 7, &[1; 32]);
+        let (sealed, other) = (plain.with_pin(&[2; 32]), RelayUrl::new("relay.example", 7, &[3; 32]));
+        let local = url("ws://127.0.0.1:9/");
+        for (home, told, used) in [
+            (&sealed, &plain, &sealed),
+            (&plain, &sealed, &sealed),
+            (&plain, &other, &plain),
+            (&plain, &other.with_pin(&[2; 32]), &plain),
+            (&sealed, &other.with_pin(&[2; 32]), &sealed),
+            (&local, &RelayUrl::new("127.0.0.1", 9, &[1; 32]).with_pin(&[2; 32]), &local),
+        ] {
+            assert_eq!(merge(vec![home.clone()], vec![told.clone()]), std::slice::from_ref(used), "{home} {told}");
+            assert_eq!(
+                super::told(std::slice::from_ref(home), &[told.to_string()]),
+                std::slice::from_ref(used),
+                "{home} {told}"
+            );
+        }
+        let with_token = plain.with_token("token");
+        assert_eq!(texts(&merge(vec![with_token], vec![sealed.clone()])), [sealed.with_token("token").to_string()]);
+        assert_eq!(merge(vec![sealed.clone()], vec![local.clone()]), [sealed, local]);
+    }
+
+    #[test]
+    fn what_others_tell_of_relays_without_a_key_is_passed_over() {
+        let plain = RelayUrl::new("relay.example", 7, &[1; 32]);
+        let sealed = plain.with_pin(&[2; 32]);
+        let given = ["ws://127.0.0.1:9/", "ws://localhost/", "nonsense", &sealed.to_string(), &plain.to_string()];
+        assert_eq!(told(&[], &given.map(str::to_owned)), [sealed]);
+    }
 }

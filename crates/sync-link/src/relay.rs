@@ -73,6 +73,11 @@ pub enum RelayUrlError {
     /// It has no key and is not on this machine.
     #[error("this address has no key; copy the whole one that `sync-relay` prints, with what follows the #")]
     NoKey,
+    /// Codes were to be left or looked for without TLS and not on this machine.
+    #[error(
+        "codes go to relays with TLS only, or whoever is on the way could take them over; name its https:// address"
+    )]
+    Plain,
 }
 
 impl RelayUrl {
@@ -108,6 +113,18 @@ impl RelayUrl {
     #[must_use]
     pub fn has_key(&self) -> bool {
         self.key.is_some()
+    }
+
+    /// Whether codes may be left and looked for there: what shows whose they are must not be heard on the way.
+    #[must_use]
+    pub fn takes_codes(&self) -> bool {
+        self.tls || is_loopback(&self.host)
+    }
+
+    /// Whether it is an address with TLS of the very relay that the other names without.
+    #[must_use]
+    pub fn is_sealed_form_of(&self, other: &Self) -> bool {
+        self.is_same_relay(other) && self.tls && !other.tls && self.key.is_some() && self.key == other.key
     }
 
     /// The operator's token that goes with it; empty for none.
@@ -413,6 +430,29 @@ mod tests {
             assert_eq!(url.without_token().token(), "");
             assert!(!format!("{url:?}").contains("secret"));
         }
+    }
+
+    #[test]
+    fn codes_go_to_addresses_with_tls_and_of_this_machine_only() {
+        let key = BASE64URL_NOPAD.encode(&[7; 32]);
+        for (text, takes) in [
+            (format!("https://relay.example/#{key}"), true),
+            ("ws://127.0.0.1:9".to_owned(), true),
+            (format!("ws://[::1]/#{key}"), true),
+            (format!("ws://relay.example/#{key}"), false),
+            (format!("ws://192.168.1.2/#{key}"), false),
+        ] {
+            let url: RelayUrl = text.parse().expect(&text);
+            assert_eq!(url.takes_codes(), takes, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_about_a_code_is_sent_in_the_clear() {
+        let url = RelayUrl::new("192.0.2.1", 9, &[7; 32]);
+        let place = meeting::Meeting::new(&url, crate::rendezvous::LookupId([1; 16]));
+        assert_eq!(place.publish(&[1; 16], b"sealed").await, Err(meeting::MeetingError::Plain));
+        assert_eq!(place.fetch().await, Err(meeting::MeetingError::Plain));
     }
 
     #[test]

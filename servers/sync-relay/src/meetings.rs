@@ -17,7 +17,7 @@ use axum::routing::{get, post, put};
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use subtle::ConstantTimeEq as _;
-use sync_link::relay::meeting::{MAX_ANSWER, MEETINGS_PATH, NUMBER_HEADER, POLL};
+use sync_link::relay::meeting::{MAX_ANSWER, MAX_REQUEST, MEETINGS_PATH, NUMBER_HEADER, POLL};
 use sync_link::rendezvous::MAX_RECORD;
 use tokio::sync::Notify;
 
@@ -32,8 +32,6 @@ const MAX_MEETINGS: usize = 1000;
 const MAX_BYTES: usize = 16 << 20;
 /// Requests of one record that wait for the inviter; one invite admits one device.
 const MAX_REQUESTS: usize = 8;
-/// Bytes of a request: what a joiner says, sealed.
-const MAX_REQUEST: usize = 4096 + 256;
 /// Wait of an address that asks for what is not there, once it has done so too often; it doubles each time.
 const FIRST_WAIT: Duration = Duration::from_secs(30);
 /// The longest such wait.

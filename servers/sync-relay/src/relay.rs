@@ -224,7 +224,9 @@ impl Relay {
                 self.metrics.expired.add(dropped.entries as u64);
                 let hosted = self.groups.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
                 if let Some(hosted) = hosted {
-                    hosted.bytes.fetch_sub(dropped.bytes, Ordering::Relaxed);
+                    // what was counted before it was stored may expire first: never below nothing
+                    let less = |bytes: u64| Some(bytes.saturating_sub(dropped.bytes));
+                    let _ = hosted.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
                 }
                 if dropped.entries < EXPIRE_AT_ONCE {
                     break;

@@ -5,11 +5,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use sync_core::connection::back_off;
 use sync_crypto::{AuthorSecret, InviteKeys};
-use sync_link::relay::meeting::{Meeting, MeetingError};
+use sync_link::relay::meeting::{Meeting, MeetingError, POLL};
 use sync_link::relay::{RelayError, RelayUrl};
 use sync_link::rendezvous::{Lookup, LookupId as Place, RendezvousError};
 use sync_types::{DeviceId, Frame, InviteState, Relayed, Timestamp};
@@ -27,6 +28,8 @@ use crate::{relays, secrets};
 const PUBLISH_WAIT: Duration = Duration::from_secs(3);
 /// Wait after a relay could not be asked, or did not want to be.
 const AGAIN: Duration = Duration::from_secs(10);
+/// Wait before a relay that gave nothing of use at once is asked again; it grows.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Time for the inviter to answer through the relay.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
 /// Answers whose joiners may still say that they have them.
@@ -52,8 +55,8 @@ pub(super) fn lookup(url: &RelayUrl, place: Place) -> Lookup {
 pub(super) enum JoinError {
     /// It knows nothing of the code.
     NotThere,
-    /// It could not be asked, or the inviter does not answer there.
-    Relay(MeetingError),
+    /// It could not be asked, or what it gives was not made with the code: another may be honest.
+    Relay(String),
     /// The inviter answered, or it is of no use to ask anyone.
     Ended(ClientError),
 }
@@ -62,7 +65,7 @@ impl From<MeetingError> for JoinError {
     fn from(error: MeetingError) -> Self {
         match error {
             MeetingError::NotThere => Self::NotThere,
-            error => Self::Relay(error),
+            error => Self::Relay(error.to_string()),
         }
     }
 }
@@ -92,12 +95,20 @@ pub(super) async fn join(
             if let Some(answer) = meeting.answered(number).await? {
                 return Ok::<_, MeetingError>(answer);
             }
+            tokio::time::sleep(PAUSE).await;
         }
     };
     let answer = tokio::time::timeout(ANSWER_WAIT, answering).await;
-    let silent = |_| ClientError::Unreachable("the device that made the invite does not answer".to_owned());
-    let answer = answer.map_err(silent)??;
-    let (group, name) = exchange.take(&answer, url).await?;
+    let silent = |_| JoinError::Relay("the device that made the invite does not answer".to_owned());
+    let answer = match answer.map_err(silent)? {
+        // it knew the code when it was asked
+        Err(MeetingError::NotThere) => return Err(JoinError::Relay("the relay forgot the request".to_owned())),
+        answer => answer?,
+    };
+    let Ok(plain) = exchange.keys.open_answer(&exchange.nonce, &answer) else {
+        return Err(JoinError::Relay("what the relay gives was not made with the code".to_owned()));
+    };
+    let (group, name) = exchange.take(&plain, url).await?;
     // if that is lost, the inviter's invite ends by itself
     if let Err(error) = exchange.send(&meeting, &Frame::Joined).await {
         tracing::debug!(%error, "the inviter was not told");
@@ -129,10 +140,9 @@ impl Exchange<'_> {
         meeting.ask(&with_rng(&self.device.shared.rng, |rng| self.keys.seal_request(&plain, rng))).await
     }
 
-    async fn take(&self, answer: &[u8], url: &RelayUrl) -> Result<(Arc<Group>, String), ClientError> {
-        let forged = |error: &dyn std::fmt::Display| ClientError::InviteForged(error.to_string());
-        let plain = self.keys.open_answer(&self.nonce, answer).map_err(|error| forged(&error))?;
-        let message = Relayed::decode(&plain).map_err(|error| forged(&error))?;
+    /// Takes in an answer that was made with the code.
+    async fn take(&self, plain: &[u8], url: &RelayUrl) -> Result<(Arc<Group>, String), ClientError> {
+        let message = Relayed::decode(plain).map_err(|error| ClientError::InviteForged(error.to_string()))?;
         if message.nonce != self.nonce {
             return Err(ClientError::InviteForged("it answers another request".to_owned()));
         }
@@ -155,7 +165,7 @@ pub(super) async fn attend_all(
     stop: &CancellationToken,
 ) {
     let (mut published, used) = (Vec::new(), relays::used(group).await);
-    for url in at {
+    for url in at.iter().filter(|url| url.takes_codes()) {
         let (told, tells) = oneshot::channel();
         let attendant = Attendant {
             device: device.clone(),
@@ -172,6 +182,17 @@ pub(super) async fn attend_all(
         published.push(tokio::time::timeout(PUBLISH_WAIT, tells));
     }
     join_all(published).await;
+}
+
+/// What came of asking a relay once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// It has the record.
+    Published,
+    /// Nobody asked, or nobody with a right to it, or again.
+    Nothing,
+    /// Who asked was let in.
+    Admitted,
 }
 
 /// Answers an invite at one relay.
@@ -205,13 +226,20 @@ impl Attendant {
     }
 
     async fn attend(&mut self, owner: &[u8; 16], told: oneshot::Sender<()>) {
-        let (mut told, mut published) = (Some(told), false);
+        let (mut told, mut published, mut useless) = (Some(told), false, 0);
         loop {
+            let began = Instant::now();
             match self.step(owner, published).await {
-                Ok(()) => {
+                Ok(step) => {
                     published = true;
                     // who waited may have gone
                     told.take().map(|told| told.send(()));
+                    if step == Step::Admitted || began.elapsed() > POLL / 2 {
+                        useless = 0;
+                    }
+                    if step != Step::Nothing || began.elapsed() > POLL / 2 {
+                        continue;
+                    }
                 }
                 // its time is up there, or the relay was started anew
                 Err(MeetingError::NotThere) if published && self.is_open().await => published = false,
@@ -219,8 +247,12 @@ impl Attendant {
                 Err(error) => {
                     tracing::warn!(relay = %self.place, %error, "the code cannot be used through the relay");
                     tokio::time::sleep(AGAIN).await;
+                    continue;
                 }
             }
+            // whatever the relay does, it does not keep this device busy
+            useless += 1;
+            tokio::time::sleep(PAUSE + back_off(useless, self.device.jitter())).await;
         }
     }
 
@@ -230,20 +262,19 @@ impl Attendant {
         status.ok().flatten().is_some_and(|status| status.state_at(now()) == InviteState::Open)
     }
 
-    async fn step(&mut self, owner: &[u8; 16], published: bool) -> Result<(), MeetingError> {
+    async fn step(&mut self, owner: &[u8; 16], published: bool) -> Result<Step, MeetingError> {
         if !published {
             let record = record(&self.device, &self.keys, InviteState::Open, self.expires);
-            return self.meeting.publish(owner, &record).await;
+            return self.meeting.publish(owner, &record).await.map(|()| Step::Published);
         }
-        let Some((number, sealed)) = self.meeting.asked(owner).await? else { return Ok(()) };
-        match self.answer(&sealed).await {
-            Some(answer) => self.meeting.answer(owner, number, &answer).await,
-            None => Ok(()),
-        }
+        let Some((number, sealed)) = self.meeting.asked(owner).await? else { return Ok(Step::Nothing) };
+        let Some((answer, step)) = self.answer(&sealed).await else { return Ok(Step::Nothing) };
+        self.meeting.answer(owner, number, &answer).await?;
+        Ok(step)
     }
 
     /// The answer to a request; none to one that needs none, or does not come from who knows the code.
-    async fn answer(&mut self, sealed: &[u8]) -> Option<Vec<u8>> {
+    async fn answer(&mut self, sealed: &[u8]) -> Option<(Vec<u8>, Step)> {
         let opened = self.keys.open_request(sealed).ok().and_then(|plain| Relayed::decode(&plain).ok());
         let said = opened.and_then(|message| Frame::decode(&message.frame).ok().map(|frame| (frame, message)));
         let Some((frame, message)) = said else {
@@ -265,20 +296,25 @@ impl Attendant {
         } else {
             Err(sync_types::ErrorCode::InviteWrong)
         };
-        let frame = match answered {
+        let (frame, step) = match answered {
             Ok((_, grant)) => {
-                self.answered.truncate(MAX_ANSWERED - 1);
-                self.answered.push_front((message.nonce, message.device, request));
-                Frame::Grant(grant)
+                // what comes again is the relay's doing
+                let known = self.answered.iter().any(|(nonce, ..)| *nonce == message.nonce);
+                if !known {
+                    self.answered.truncate(MAX_ANSWERED - 1);
+                    self.answered.push_front((message.nonce, message.device, request));
+                }
+                (Frame::Grant(grant), if known { Step::Nothing } else { Step::Admitted })
             }
             Err(refusal) => {
                 self.device.count_refused();
                 tracing::debug!(?refusal, "join refused");
-                Frame::error(refusal, words(refusal))
+                (Frame::error(refusal, words(refusal)), Step::Nothing)
             }
         };
         let answer = Relayed { nonce: message.nonce, device: self.device.device_id(), frame: frame.encode() };
         let plain = answer.encode().ok()?;
-        Some(with_rng(&self.device.shared.rng, |rng| self.keys.seal_answer(&message.nonce, &plain, rng)))
+        let sealed = with_rng(&self.device.shared.rng, |rng| self.keys.seal_answer(&message.nonce, &plain, rng));
+        Some((sealed, step))
     }
 }

@@ -21,6 +21,8 @@ pub const MEETINGS_PATH: &str = "/v1/meetings";
 pub const NUMBER_HEADER: &str = "x-number";
 /// Time for which a relay keeps a question open until there is an answer.
 pub const POLL: Duration = Duration::from_secs(20);
+/// Bytes of a request at most: what a joiner says, sealed.
+pub const MAX_REQUEST: usize = 4096 + 256;
 /// Bytes of an answer at most: what an inviter answers, sealed.
 pub const MAX_ANSWER: usize = (1 << 20) + 4096;
 
@@ -37,6 +39,9 @@ pub enum MeetingError {
     /// It keeps something of somebody else under that id.
     #[error("the relay keeps another record under that id")]
     Taken,
+    /// Its address has no TLS and is not of this machine.
+    #[error("the relay's address has no TLS, without which codes could be taken over on the way")]
+    Plain,
     /// It could not be asked, or refuses.
     #[error(transparent)]
     Relay(#[from] RelayError),
@@ -58,27 +63,27 @@ impl Meeting {
 
     /// Leaves a record. Whoever shows the same owner again keeps it there.
     pub async fn publish(&self, owner: &[u8; 16], record: &[u8]) -> Result<(), MeetingError> {
-        self.call(Method::PUT, "", Some(owner), record, CONNECT_TIMEOUT).await.map(drop)
+        self.call(Method::PUT, "", Some(owner), record, CONNECT_TIMEOUT, MAX_REQUEST).await.map(drop)
     }
 
     /// Takes the record: it is given once.
     pub async fn fetch(&self) -> Result<Bytes, MeetingError> {
-        Ok(self.call(Method::GET, "", None, &[], CONNECT_TIMEOUT).await?.body)
+        Ok(self.call(Method::GET, "", None, &[], CONNECT_TIMEOUT, MAX_REQUEST).await?.body)
     }
 
     /// Takes the record back, and all that was left there.
     pub async fn withdraw(&self, owner: &[u8; 16]) -> Result<(), MeetingError> {
-        self.call(Method::DELETE, "", Some(owner), &[], CONNECT_TIMEOUT).await.map(drop)
+        self.call(Method::DELETE, "", Some(owner), &[], CONNECT_TIMEOUT, MAX_REQUEST).await.map(drop)
     }
 
     /// Leaves a request for the inviter; the number under which it is answered.
     pub async fn ask(&self, request: &[u8]) -> Result<u32, MeetingError> {
-        self.call(Method::POST, "/requests", None, request, CONNECT_TIMEOUT).await?.number()
+        self.call(Method::POST, "/requests", None, request, CONNECT_TIMEOUT, MAX_REQUEST).await?.number()
     }
 
     /// The next request, as soon as there is one; none if there was none for a while.
     pub async fn asked(&self, owner: &[u8; 16]) -> Result<Option<(u32, Bytes)>, MeetingError> {
-        let answer = self.call(Method::GET, "/requests", Some(owner), &[], POLL + CONNECT_TIMEOUT).await?;
+        let answer = self.call(Method::GET, "/requests", Some(owner), &[], POLL + CONNECT_TIMEOUT, MAX_REQUEST).await?;
         if answer.status == StatusCode::NO_CONTENT {
             return Ok(None);
         }
@@ -88,13 +93,13 @@ impl Meeting {
     /// Answers a request.
     pub async fn answer(&self, owner: &[u8; 16], number: u32, answer: &[u8]) -> Result<(), MeetingError> {
         let path = format!("/answers/{number}");
-        self.call(Method::PUT, &path, Some(owner), answer, CONNECT_TIMEOUT).await.map(drop)
+        self.call(Method::PUT, &path, Some(owner), answer, CONNECT_TIMEOUT, MAX_REQUEST).await.map(drop)
     }
 
     /// The answer to a request, as soon as there is one; none if there was none for a while.
     pub async fn answered(&self, number: u32) -> Result<Option<Bytes>, MeetingError> {
         let path = format!("/answers/{number}");
-        let answer = self.call(Method::GET, &path, None, &[], POLL + CONNECT_TIMEOUT).await?;
+        let answer = self.call(Method::GET, &path, None, &[], POLL + CONNECT_TIMEOUT, MAX_ANSWER).await?;
         Ok((answer.status != StatusCode::NO_CONTENT).then_some(answer.body))
     }
 
@@ -105,7 +110,11 @@ impl Meeting {
         owner: Option<&[u8; 16]>,
         body: &[u8],
         patience: Duration,
+        most: usize,
     ) -> Result<Answer, MeetingError> {
+        if !self.url.takes_codes() {
+            return Err(MeetingError::Plain);
+        }
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{MEETINGS_PATH}/{}{path}", self.id.to_hex()))
@@ -115,7 +124,7 @@ impl Meeting {
         }
         let request = request.body(Full::new(Bytes::copy_from_slice(body)));
         let request = request.map_err(|error| RelayError::Unreachable(error.to_string()))?;
-        let exchange = tokio::time::timeout(patience, exchange(&self.url, request)).await;
+        let exchange = tokio::time::timeout(patience, exchange(&self.url, request, most)).await;
         let answer = exchange.map_err(|_| RelayError::Unreachable("it does not answer".to_owned()))??;
         match answer.status {
             status if status.is_success() => Ok(answer),
@@ -131,7 +140,7 @@ impl Meeting {
 pub async fn get(url: &RelayUrl, path: &str) -> Result<Bytes, RelayError> {
     let request = Request::get(path).header(HOST, url.authority()).body(Full::default());
     let request = request.map_err(|error| RelayError::Unreachable(error.to_string()))?;
-    let exchange = tokio::time::timeout(CONNECT_TIMEOUT, exchange(url, request)).await;
+    let exchange = tokio::time::timeout(CONNECT_TIMEOUT, exchange(url, request, MAX_ANSWER)).await;
     let answer = exchange.map_err(|_| RelayError::Unreachable("it does not answer".to_owned()))??;
     if answer.status.is_success() { Ok(answer.body) } else { Err(answer.refusal()) }
 }
@@ -155,7 +164,7 @@ impl Answer {
     }
 }
 
-async fn exchange(url: &RelayUrl, request: Request<Full<Bytes>>) -> Result<Answer, RelayError> {
+async fn exchange(url: &RelayUrl, request: Request<Full<Bytes>>, most: usize) -> Result<Answer, RelayError> {
     let lost = |error: hyper::Error| RelayError::Lost(error.to_string());
     let (stream, _) = dial(url).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
@@ -163,7 +172,7 @@ async fn exchange(url: &RelayUrl, request: Request<Full<Bytes>>) -> Result<Answe
         let response = sender.send_request(request).await.map_err(lost)?;
         let number = response.headers().get(NUMBER_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let body = Limited::new(response.into_body(), most).collect().await;
         let body = body.map_err(|error| RelayError::Lost(error.to_string()))?.to_bytes();
         Ok(Answer { status, number, body })
     };

@@ -2,7 +2,8 @@
 //!
 //! An address may pin the key of the relay's certificate; then any other is refused, whoever signed it.
 //! Without a pin the certificate must be valid as a web site's: that is for relays behind a proxy that has one.
-//! Either way the channel inside proves the relay's own key.
+//! Either way a channel inside proves the relay's own key.
+//! Requests about codes open no channel: of who answers them the certificate alone is known.
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -1,5 +1,9 @@
 //! Codes that are found at a relay, and joins that go through it.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use sync_client::{Device, InviteOutcome, JoinProgress, SyncClient};
@@ -259,4 +263,128 @@ async fn a_join_whose_keys_were_replaced_and_resealed_with_the_code_is_refused_t
         assert_eq!(opened.unwrap().len(), 1, "{time}");
     }
     a.close().await;
+}
+
+/// A relay that takes whatever is left at it, and gives only what `give` says.
+struct Liar {
+    url: String,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Liar {
+    fn start(give: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("ws://{}/", listener.local_addr().unwrap());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = asked.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    if !matches!(stream.read(&mut byte), Ok(1)) {
+                        break;
+                    }
+                    head.push(byte[0]);
+                }
+                counted.fetch_add(1, Ordering::Relaxed);
+                let head = String::from_utf8_lossy(&head).into_owned();
+                let _ = match head.split(' ').next().unwrap() {
+                    "POST" | "PUT" => {
+                        stream.write_all(b"HTTP/1.1 201 Created\r\nx-number: 1\r\ncontent-length: 0\r\n\r\n")
+                    }
+                    "GET" => stream.write_all(give.as_bytes()),
+                    _ => stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n"),
+                };
+                // what was not read would cut the answer off
+                let _ = stream.shutdown(std::net::Shutdown::Write);
+                let _ = stream.read_to_end(&mut Vec::new());
+            }
+        });
+        Self { url, asked }
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+const NOTHING: &str = "HTTP/1.1 204 No Content\r\n\r\n";
+const GARBAGE: &str = "HTTP/1.1 200 OK\r\nx-number: 1\r\ncontent-length: 7\r\n\r\ngarbage";
+const HANG_UP: &str = "";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relays_that_lie_do_not_keep_an_honest_one_from_being_used() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", "");
+    let (a, b) = (site.open("anna").await, site.open("ben").await);
+    let group = a.create_group().await.unwrap();
+    let invite = a.invite_at(group, LIFETIME, std::slice::from_ref(&relay.url)).await.unwrap();
+    place(&relay, &invite.code).fetch().await.unwrap();
+    let liars = [NOTHING, GARBAGE, HANG_UP].map(Liar::start);
+    let mut named = liars.each_ref().map(|liar| liar.url.clone()).to_vec();
+    let error = b.join_at(&invite.code, &named, |_| {}).await.unwrap_err();
+    assert_eq!(error.code(), "relay-unavailable", "{error}");
+    let said = ["does not answer", "not made with the code", "was lost"];
+    for (liar, said) in liars.iter().zip(said) {
+        let place = &liar.url["ws://".len()..liar.url.len() - 1];
+        assert!(error.to_string().contains(place) && error.to_string().contains(said), "{error}");
+    }
+    named.push(relay.url.clone());
+    let (_, ways) = join(&b, &invite.code, &named[1..]).await;
+    assert!(ways.last().unwrap().starts_with("relay 127.0.0.1"), "{ways:?}");
+    a.close().await;
+    b.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_answers_at_once_with_nothing_of_use_is_asked_seldom() {
+    let site = Site::new();
+    let a = site.open("anna").await;
+    let group = a.create_group().await.unwrap();
+    for give in [NOTHING, GARBAGE, "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"] {
+        let liar = Liar::start(give);
+        let _invite = a.invite_at(group, LIFETIME, std::slice::from_ref(&liar.url)).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        // at most a record left and looked for in each second
+        assert!((2..=10).contains(&liar.asked()), "{give}: {}", liar.asked());
+    }
+    a.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn codes_are_not_left_or_looked_for_where_others_could_hear_whose_they_are() {
+    let site = Site::new();
+    let a = site.open("anna").await;
+    let group = a.create_group().await.unwrap();
+    let named = [RelayUrl::new("relay.example", 7841, &[1; 32]).to_string()];
+    let errors = [
+        a.invite_at(group, LIFETIME, &named).await.unwrap_err(),
+        a.join_at("0000-0000-0000-0000", &named, |_| {}).await.unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.code(), "relay-malformed");
+        assert!(error.to_string().contains("https://"), "{error}");
+    }
+    // one that the group uses for entries is passed over
+    a.add_relay(&named[0], None).await.unwrap();
+    let invite = a.invite(group, LIFETIME).await.unwrap();
+    assert_eq!(Ticket::from_link(&invite.link).unwrap().relays, Vec::<String>::new());
+    a.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_of_a_link_that_has_no_key_is_not_asked() {
+    let site = Site::new();
+    let (liar, b) = (Liar::start(GARBAGE), site.open("ben").await);
+    let ticket = Ticket {
+        secret: random(),
+        device: DeviceId(random()),
+        addresses: vec!["127.0.0.1:9".to_owned()],
+        relays: vec![liar.url.clone()],
+    };
+    assert_eq!(b.join(&ticket.to_link(), |_| {}).await.unwrap_err().code(), "unreachable");
+    assert_eq!(liar.asked(), 0);
+    b.close().await;
 }

@@ -28,8 +28,14 @@ use crate::server::{Inner, REQUEST_WAIT};
 const LIFETIME: Duration = Duration::from_secs(600);
 /// Records kept at once.
 const MAX_MEETINGS: usize = 1000;
-/// Bytes kept of all requests and answers together.
-const MAX_BYTES: usize = 16 << 20;
+/// Records of one subscriber kept at once: more than a household makes in ten minutes.
+const MAX_OWN_MEETINGS: usize = 10;
+/// Bytes kept of all requests: of their own, so that answers keep nobody from asking.
+const MAX_REQUEST_BYTES: usize = 4 << 20;
+/// Bytes kept of all answers together.
+const MAX_ANSWER_BYTES: usize = 12 << 20;
+/// Bytes of requests and answers kept of one subscriber: one answer of any size, and room beside it.
+const MAX_OWN_BYTES: usize = 2 << 20;
 /// Requests of one record that wait for the inviter; one invite admits one device.
 const MAX_REQUESTS: usize = 8;
 /// Wait of an address that asks for what is not there, once it has done so too often; it doubles each time.
@@ -60,16 +66,35 @@ pub(crate) struct Meetings {
 #[derive(Default)]
 struct Kept {
     meetings: HashMap<Id, Meeting>,
-    /// Of requests and answers.
+    request_bytes: usize,
+    answer_bytes: usize,
+    /// What of it is whose.
+    held: HashMap<IpAddr, Held>,
+}
+
+/// What is kept of one subscriber.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Held {
+    meetings: usize,
     bytes: usize,
+}
+
+/// Which bytes are counted.
+#[derive(Debug, Clone, Copy)]
+enum What {
+    Request,
+    Answer,
 }
 
 struct Meeting {
     owner: Id,
+    /// Whose it is, the answers included.
+    from: IpAddr,
     /// None once it was given away.
     record: Option<Bytes>,
     ends: Instant,
-    requests: VecDeque<(u32, Bytes)>,
+    /// With whose each is.
+    requests: VecDeque<(u32, IpAddr, Bytes)>,
     asked: u32,
     answers: HashMap<u32, Bytes>,
     /// Told when a request or an answer has come.
@@ -77,9 +102,10 @@ struct Meeting {
 }
 
 impl Meeting {
-    fn bytes(&self) -> usize {
-        let requests = self.requests.iter().map(|(_, bytes)| bytes.len());
-        requests.chain(self.answers.values().map(Bytes::len)).sum()
+    /// Whether the request with this number was made and has no answer.
+    fn may_answer(&self, number: u32) -> Result<(), Refusal> {
+        let is_next = (1..=self.asked).contains(&number) && self.answers.len() < MAX_REQUESTS;
+        if is_next && !self.answers.contains_key(&number) { Ok(()) } else { Err(Refusal::Full) }
     }
 }
 
@@ -121,14 +147,59 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Kept {
     /// Forgets what is over.
     fn forget(&mut self, now: Instant) {
-        let bytes = &mut self.bytes;
-        self.meetings.retain(|_, meeting| {
-            let stays = meeting.ends > now;
-            if !stays {
-                *bytes -= meeting.bytes();
-            }
-            stays
-        });
+        let ended: Vec<Meeting> =
+            self.meetings.extract_if(|_, meeting| meeting.ends <= now).map(|(_, meeting)| meeting).collect();
+        for meeting in ended {
+            self.let_go(&meeting);
+        }
+    }
+
+    /// Counts what was kept for a record no longer.
+    fn let_go(&mut self, meeting: &Meeting) {
+        for (_, from, request) in &meeting.requests {
+            self.release(What::Request, *from, request.len());
+        }
+        for answer in meeting.answers.values() {
+            self.release(What::Answer, meeting.from, answer.len());
+        }
+        self.change(meeting.from, |held| held.meetings = held.meetings.saturating_sub(1));
+        meeting.told.notify_waiters();
+    }
+
+    fn change(&mut self, whose: IpAddr, change: impl FnOnce(&mut Held)) {
+        let held = self.held.entry(whose).or_default();
+        change(held);
+        if *held == Held::default() {
+            self.held.remove(&whose);
+        }
+    }
+
+    fn bytes_of(&mut self, what: What) -> (&mut usize, usize) {
+        match what {
+            What::Request => (&mut self.request_bytes, MAX_REQUEST_BYTES),
+            What::Answer => (&mut self.answer_bytes, MAX_ANSWER_BYTES),
+        }
+    }
+
+    /// Counts bytes, if there is room for them.
+    fn charge(&mut self, what: What, whose: IpAddr, bytes: usize) -> Result<(), Refusal> {
+        let own = self.held.get(&whose).map_or(0, |held| held.bytes);
+        let (all, most) = self.bytes_of(what);
+        if *all + bytes > most {
+            return Err(Refusal::Full);
+        }
+        if own + bytes > MAX_OWN_BYTES {
+            return Err(Refusal::TooFast("as much is kept of your address as may be"));
+        }
+        *all += bytes;
+        self.change(whose, |held| held.bytes += bytes);
+        Ok(())
+    }
+
+    fn release(&mut self, what: What, whose: IpAddr, bytes: usize) {
+        let (all, _) = self.bytes_of(what);
+        *all = all.saturating_sub(bytes);
+        self.change(whose, |held| held.bytes = held.bytes.saturating_sub(bytes));
     }
 
     /// What is under an id, for whom the record is.
@@ -136,10 +207,6 @@ impl Kept {
         let meeting = self.meetings.get_mut(id).ok_or(Refusal::NotThere)?;
         let is_own = owner.is_some_and(|owner| bool::from(owner.ct_eq(&meeting.owner)));
         if is_own { Ok(meeting) } else { Err(Refusal::NotThere) }
-    }
-
-    fn room(&self, bytes: usize) -> Result<(), Refusal> {
-        if self.bytes + bytes > MAX_BYTES { Err(Refusal::Full) } else { Ok(()) }
     }
 }
 
@@ -173,6 +240,7 @@ impl Meetings {
         }
         let mut kept = self.kept(now);
         let count = kept.meetings.len();
+        let own = kept.held.get(&from).map_or(0, |held| held.meetings);
         match kept.meetings.get_mut(&id) {
             Some(meeting) if !bool::from(meeting.owner.ct_eq(&owner)) => Err(Refusal::Taken),
             Some(meeting) => {
@@ -180,11 +248,13 @@ impl Meetings {
                 Ok(())
             }
             None if count >= MAX_MEETINGS => Err(Refusal::Full),
+            None if own >= MAX_OWN_MEETINGS => Err(Refusal::TooFast("your address has as many codes here as it may")),
             None => {
                 let (requests, answers, told) = (VecDeque::new(), HashMap::new(), Arc::default());
                 let ends = now + LIFETIME;
-                kept.meetings
-                    .insert(id, Meeting { owner, record: Some(record), ends, requests, asked: 0, answers, told });
+                let record = Some(record);
+                kept.meetings.insert(id, Meeting { owner, from, record, ends, requests, asked: 0, answers, told });
+                kept.change(from, |held| held.meetings += 1);
                 Ok(())
             }
         }
@@ -201,17 +271,15 @@ impl Meetings {
     fn ask(&self, from: IpAddr, id: &Id, request: Bytes, now: Instant) -> Result<u32, Refusal> {
         self.look_for(from, now, || {
             let mut kept = self.kept(now);
-            kept.room(request.len())?;
-            let len = request.len();
-            let meeting = kept.meetings.get_mut(id).ok_or(Refusal::NotThere)?;
-            if meeting.requests.len() >= MAX_REQUESTS {
+            if kept.meetings.get(id).ok_or(Refusal::NotThere)?.requests.len() >= MAX_REQUESTS {
                 return Err(Refusal::Full);
             }
+            kept.charge(What::Request, from, request.len())?;
+            let meeting = kept.meetings.get_mut(id).ok_or(Refusal::NotThere)?;
             meeting.asked += 1;
             let number = meeting.asked;
-            meeting.requests.push_back((number, request));
+            meeting.requests.push_back((number, from, request));
             meeting.told.notify_waiters();
-            kept.bytes += len;
             Ok(number)
         })
     }
@@ -235,24 +303,37 @@ impl Meetings {
         let mut kept = self.kept(now);
         kept.own(id, owner)?;
         if let Some(meeting) = kept.meetings.remove(id) {
-            kept.bytes -= meeting.bytes();
-            meeting.told.notify_waiters();
+            kept.let_go(&meeting);
         }
         Ok(())
     }
 
+    /// Keeps room for an answer that is to be read.
+    fn reserve(
+        &self,
+        id: &Id,
+        owner: Option<Id>,
+        number: u32,
+        bytes: usize,
+        now: Instant,
+    ) -> Result<Reserved<'_>, Refusal> {
+        let mut kept = self.kept(now);
+        let meeting = kept.own(id, owner)?;
+        meeting.may_answer(number)?;
+        let from = meeting.from;
+        kept.charge(What::Answer, from, bytes)?;
+        Ok(Reserved { meetings: self, from, bytes })
+    }
+
     fn answer(&self, id: &Id, owner: Option<Id>, number: u32, answer: Bytes, now: Instant) -> Result<(), Refusal> {
         let mut kept = self.kept(now);
-        kept.room(answer.len())?;
-        let len = answer.len();
         let meeting = kept.own(id, owner)?;
-        let is_next = (1..=meeting.asked).contains(&number) && meeting.answers.len() < MAX_REQUESTS;
-        if !is_next || meeting.answers.contains_key(&number) {
-            return Err(Refusal::Full);
-        }
+        meeting.may_answer(number)?;
+        let from = meeting.from;
+        kept.charge(What::Answer, from, answer.len())?;
+        let meeting = kept.own(id, owner)?;
         meeting.answers.insert(number, answer);
         meeting.told.notify_waiters();
-        kept.bytes += len;
         Ok(())
     }
 
@@ -260,8 +341,8 @@ impl Meetings {
     fn asked(&self, id: &Id, owner: Option<Id>, now: Instant) -> Result<Result<(u32, Bytes), Arc<Notify>>, Refusal> {
         let mut kept = self.kept(now);
         let meeting = kept.own(id, owner)?;
-        let Some((number, request)) = meeting.requests.pop_front() else { return Ok(Err(meeting.told.clone())) };
-        kept.bytes -= request.len();
+        let Some((number, from, request)) = meeting.requests.pop_front() else { return Ok(Err(meeting.told.clone())) };
+        kept.release(What::Request, from, request.len());
         Ok(Ok((number, request)))
     }
 
@@ -273,8 +354,22 @@ impl Meetings {
             return Err(Refusal::NotThere);
         }
         let Some(answer) = meeting.answers.remove(&number) else { return Ok(Err(meeting.told.clone())) };
-        kept.bytes -= answer.len();
+        let from = meeting.from;
+        kept.release(What::Answer, from, answer.len());
         Ok(Ok(answer))
+    }
+}
+
+/// Room for an answer that is being read, until dropped.
+struct Reserved<'a> {
+    meetings: &'a Meetings,
+    from: IpAddr,
+    bytes: usize,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        lock(&self.meetings.kept).release(What::Answer, self.from, self.bytes);
     }
 }
 
@@ -422,10 +517,18 @@ async fn answer(
     body: Body,
 ) -> Result<StatusCode, Refusal> {
     let (id, owner) = (parse(&id)?, owner(&headers));
-    // nothing is read for whom it is not
-    lock(&inner.relay.meetings.kept).own(&id, owner)?;
-    let answer = whole(body, MAX_ANSWER).await?;
-    inner.relay.meetings.answer(&id, owner, number, answer, Instant::now()).map(|()| StatusCode::CREATED)
+    let meetings = &inner.relay.meetings;
+    let len = headers.get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse().ok());
+    let len = len.unwrap_or(MAX_ANSWER);
+    if len > MAX_ANSWER {
+        return Err(Refusal::TooLong);
+    }
+    // nothing is read for whom it is not, or for which there is no room
+    let reserved = meetings.reserve(&id, owner, number, len, Instant::now())?;
+    let answer = whole(body, len).await?;
+    // what is counted next is no more than this
+    drop(reserved);
+    meetings.answer(&id, owner, number, answer, Instant::now()).map(|()| StatusCode::CREATED)
 }
 
 async fn answered(
@@ -455,6 +558,16 @@ mod tests {
         Bytes::from_static(b"sealed")
     }
 
+    fn holds_nothing(meetings: &Meetings) -> bool {
+        let kept = lock(&meetings.kept);
+        kept.meetings.is_empty() && kept.held.is_empty() && kept.request_bytes + kept.answer_bytes == 0
+    }
+
+    /// One of many subscribers.
+    fn from(number: usize) -> IpAddr {
+        IpAddr::from((10_u128 << 112 | u128::try_from(number).unwrap() << 64).to_be_bytes())
+    }
+
     #[test]
     fn a_record_is_given_away_once_and_no_longer_than_an_invite_lasts() {
         let (meetings, start) = (Meetings::new(RATES), Instant::now());
@@ -466,7 +579,7 @@ mod tests {
         meetings.publish(FROM, [1; 16], [9; 16], record(), start).unwrap();
         assert_eq!(meetings.fetch(FROM, &[1; 16], start), Err(Refusal::Fetched));
         assert_eq!(meetings.fetch(FROM, &[2; 16], start + LIFETIME), Err(Refusal::NotThere));
-        assert_eq!((meetings.count(), lock(&meetings.kept).bytes), (0, 0));
+        assert!(holds_nothing(&meetings));
     }
 
     #[test]
@@ -486,7 +599,7 @@ mod tests {
         assert_eq!(meetings.answer(&[1; 16], Some([9; 16]), 1, record(), now), Ok(()));
         assert_eq!(meetings.answered(&[1; 16], 1, now).unwrap().unwrap(), record());
         assert_eq!(meetings.withdraw(&[1; 16], Some([9; 16]), now), Ok(()));
-        assert_eq!((meetings.count(), lock(&meetings.kept).bytes), (0, 0));
+        assert!(holds_nothing(&meetings));
     }
 
     #[test]
@@ -516,17 +629,44 @@ mod tests {
     fn what_is_kept_has_bounds() {
         let (meetings, now) = (Meetings::new(Rates { create: 5000, fetch: 50_000, missed: 3 }), Instant::now());
         let id = |number: usize| u128::try_from(number).unwrap().to_be_bytes();
-        let made = (0..).take_while(|at| meetings.publish(FROM, id(*at), [9; 16], record(), now).is_ok()).count();
+        let publish = |at: usize| meetings.publish(from(at / MAX_OWN_MEETINGS), id(at), [9; 16], record(), now);
+        let made = (0..).take_while(|at| publish(*at).is_ok()).count();
         assert_eq!(made, MAX_MEETINGS);
         let asked = (0..99).take_while(|_| meetings.ask(FROM, &id(0), record(), now).is_ok()).count();
         assert_eq!(asked, MAX_REQUESTS);
         let long = Bytes::from(vec![0; MAX_REQUEST]);
-        let all = (0..MAX_MEETINGS * MAX_REQUESTS)
-            .filter(|at| meetings.ask(FROM, &id(at / MAX_REQUESTS), long.clone(), now).is_ok());
-        assert!(all.count() * MAX_REQUEST <= MAX_BYTES);
+        let ask = |at: usize, who: IpAddr| meetings.ask(who, &id(at / MAX_REQUESTS), long.clone(), now);
+        let of_one = (MAX_REQUESTS..MAX_MEETINGS * MAX_REQUESTS).filter(|at| ask(*at, FROM).is_ok()).count();
+        assert_eq!(of_one, MAX_OWN_BYTES / MAX_REQUEST);
+        let of_all = (MAX_REQUESTS..MAX_MEETINGS * MAX_REQUESTS).filter(|at| ask(*at, from(*at)).is_ok()).count();
+        assert_eq!(of_one + of_all, MAX_REQUEST_BYTES / MAX_REQUEST);
+        lock(&meetings.kept).forget(now + LIFETIME);
+        assert!(holds_nothing(&meetings));
         assert_eq!(
             meetings.publish(FROM, [1; 16], [9; 16], Bytes::from(vec![0; MAX_RECORD + 1]), now),
             Err(Refusal::TooLong)
         );
+    }
+
+    #[test]
+    fn an_address_has_ten_records_at_once_and_room_for_answers_that_it_gets_back() {
+        let (meetings, now) = (Meetings::new(Rates { create: 5000, fetch: 50_000, missed: 3 }), Instant::now());
+        let publish = |id: u8, at: Instant| meetings.publish(FROM, [id; 16], [9; 16], record(), at);
+        assert_eq!((0..99).take_while(|id| publish(*id, now).is_ok()).count(), MAX_OWN_MEETINGS);
+        assert!(meetings.publish(from(1), [99; 16], [9; 16], record(), now).is_ok(), "another has its own");
+        assert_eq!(meetings.ask(from(2), &[0; 16], record(), now), Ok(1));
+        let reserve = |number| meetings.reserve(&[0; 16], Some([9; 16]), number, MAX_OWN_BYTES / 2, now);
+        assert_eq!(reserve(2).err(), Some(Refusal::Full), "nobody asked that");
+        let (one, other) = (reserve(1).ok(), reserve(1).ok());
+        assert!(one.is_some() && other.is_some());
+        assert!(matches!(reserve(1).err(), Some(Refusal::TooFast(_))));
+        drop(one);
+        assert!(reserve(1).is_ok());
+        drop(other);
+        assert_eq!(meetings.answer(&[0; 16], Some([9; 16]), 1, record(), now), Ok(()));
+        assert_eq!(reserve(1).err(), Some(Refusal::Full), "it is answered");
+        assert!(publish(50, now + LIFETIME).is_ok(), "the others are over");
+        assert_eq!(meetings.withdraw(&[50; 16], Some([9; 16]), now + LIFETIME), Ok(()));
+        assert!(holds_nothing(&meetings));
     }
 }

@@ -1,7 +1,7 @@
 //! Codes that are found at a relay, and joins that go through it.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -387,4 +387,99 @@ async fn a_relay_of_a_link_that_has_no_key_is_not_asked() {
     assert_eq!(b.join(&ticket.to_link(), |_| {}).await.unwrap_err().code(), "unreachable");
     assert_eq!(liar.asked(), 0);
     b.close().await;
+}
+
+/// Begins a request about a place of owner 09… from some address, and sends as much of its body as is given.
+fn begin(relay: &RelayProcess, from: &str, call: &str, id: u8, path: &str, len: usize, body: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(relay.address()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (id, owner) = (format!("{id:02x}").repeat(16), "09".repeat(16));
+    let head = format!(
+        "{call} /v1/meetings/{id}{path} HTTP/1.1\r\nhost: relay\r\nconnection: close\r\nx-forwarded-for: {from}\r\n\
+         authorization: Bearer {owner}\r\ncontent-length: {len}\r\n\r\n"
+    );
+    // it may answer without reading
+    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+    stream
+}
+
+/// The status that is answered.
+fn status(mut stream: TcpStream) -> u16 {
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).unwrap();
+    String::from_utf8_lossy(&head[9..]).parse().unwrap()
+}
+
+fn call(relay: &RelayProcess, from: &str, call: &str, id: u8, path: &str, body: &[u8]) -> u16 {
+    status(begin(relay, from, call, id, path, body.len(), body))
+}
+
+const OF_MANY: &str = "behind_proxy = true\n[limits]\ncodes_per_minute = 100\ncode_fetches_per_minute = 100\n";
+
+#[test]
+fn answers_that_fill_a_relay_keep_nobody_from_asking() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", OF_MANY);
+    let long = vec![0; 1 << 20];
+    let mut kept = 0;
+    for id in 0..20 {
+        let (inviter, joiner) = (format!("10.0.0.{id}"), format!("10.1.0.{id}"));
+        assert_eq!(call(&relay, &inviter, "PUT", id, "", b"sealed"), 201);
+        assert_eq!(call(&relay, &joiner, "POST", id, "/requests", b"sealed"), 201, "after {kept}");
+        match call(&relay, &inviter, "PUT", id, "/answers/1", &long) {
+            201 => kept += 1,
+            other => assert_eq!(other, 503),
+        }
+    }
+    assert_eq!(kept, 12);
+}
+
+#[test]
+fn one_address_has_ten_codes_and_two_mebibytes_at_a_relay_and_others_have_theirs() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", OF_MANY);
+    let made: Vec<u16> = (0..11).map(|id| call(&relay, "10.0.0.1", "PUT", id, "", b"sealed")).collect();
+    assert_eq!(made, [&[201; 10][..], &[429]].concat());
+    for id in 0..3 {
+        assert_eq!(call(&relay, "10.1.0.1", "POST", id, "/requests", b"sealed"), 201);
+    }
+    let long = vec![0; 1 << 20];
+    let answered: Vec<u16> = (0..3).map(|id| call(&relay, "10.0.0.1", "PUT", id, "/answers/1", &long)).collect();
+    assert_eq!(answered, [201, 201, 429]);
+    assert_eq!(call(&relay, "10.0.0.2", "PUT", 50, "", b"sealed"), 201);
+    // whatever was taken makes room
+    assert_eq!(call(&relay, "10.1.0.1", "GET", 0, "/answers/1", b""), 200);
+    assert_eq!(call(&relay, "10.0.0.1", "PUT", 2, "/answers/1", &long), 201);
+    assert_eq!(call(&relay, "10.0.0.1", "DELETE", 3, "", b""), 204);
+    assert_eq!(call(&relay, "10.0.0.1", "PUT", 11, "", b"sealed"), 201);
+}
+
+#[test]
+fn an_answer_that_nobody_asked_for_or_that_has_no_room_is_refused_before_it_is_sent() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", OF_MANY);
+    assert_eq!(call(&relay, "10.0.0.1", "PUT", 1, "", b"sealed"), 201);
+    assert_eq!(call(&relay, "10.1.0.1", "POST", 1, "/requests", b"sealed"), 201);
+    let announce = |path: &str, len: usize| begin(&relay, "10.0.0.1", "PUT", 1, path, len, b"");
+    assert_eq!(status(announce("/answers/2", 1 << 20)), 503);
+    assert_eq!(status(announce("/answers/1", (1 << 20) + 4097)), 413);
+    // those that were announced have their room, until who announced them is gone
+    let mut waiting = Vec::new();
+    loop {
+        let mut stream = announce("/answers/1", 1 << 20);
+        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let mut head = [0; 12];
+        if stream.read_exact(&mut head).is_ok() {
+            assert_eq!(&head, b"HTTP/1.1 429");
+            break;
+        }
+        waiting.push(stream);
+    }
+    assert!(waiting.len() >= 2, "for two there is room");
+    drop(waiting);
+    let start = std::time::Instant::now();
+    while call(&relay, "10.0.0.1", "PUT", 1, "/answers/1", b"sealed") != 201 {
+        assert!(start.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

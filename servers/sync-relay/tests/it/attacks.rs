@@ -1,6 +1,5 @@
 //! What a member may try that is let in: each is bounded, answered or ended, and others are served meanwhile.
 
-use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
 use sync_types::{BlobId, Check, Cursor, ErrorCode, Frame, Scope};
@@ -154,23 +153,9 @@ async fn tls_handshakes_that_never_finish_are_let_go_and_nobody_notices() {
         b"GET /health HTTP/1.1\r\n\r\n".to_vec(),
         random::<4000>().to_vec(),
     ];
-    let mut sockets = Vec::new();
-    for bytes in unfinished {
-        let mut socket = TcpStream::connect(relay.address()).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        // it may be let go at once
-        let _ = socket.write_all(&bytes);
-        sockets.push(socket);
-    }
+    let unfinished = relay.say(unfinished);
     let mut talk = anna.live(&relay.url).await;
     assert!(talk.pulled().await.is_empty());
-    let letting_go = tokio::task::spawn_blocking(move || {
-        sockets.iter_mut().all(|socket| {
-            // no answer in time would be this error
-            let read = socket.read_to_end(&mut Vec::new());
-            !read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
-        })
-    });
-    assert!(letting_go.await.unwrap());
+    assert!(unfinished.are_let_go().await);
     assert!(talk.pulled().await.is_empty());
 }

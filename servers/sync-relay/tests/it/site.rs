@@ -1,7 +1,7 @@
 //! Relays as processes, and devices in throw-away homes that can meet nowhere else.
 
-use std::io::{BufRead as _, BufReader};
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -107,9 +107,7 @@ impl RelayProcess {
 
     /// What an HTTP route answers: status line and body.
     pub(crate) fn http(&self, path: &str) -> (String, String) {
-        use std::io::{Read as _, Write as _};
-
-        let mut stream = std::net::TcpStream::connect(self.address()).unwrap();
+        let mut stream = TcpStream::connect(self.address()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         // it may answer without reading
         let _ = write!(stream, "GET {path} HTTP/1.1\r\nhost: relay\r\nconnection: close\r\n\r\n");
@@ -279,4 +277,35 @@ pub(crate) async fn until_handed_over(client: &SyncClient) {
 pub(crate) async fn never_met(client: &SyncClient) {
     let status = client.status().await.unwrap();
     assert!(status.peers.iter().all(|peer| peer.state != "connected"), "{status:?}");
+}
+
+/// Connections on which something was said that begins nothing.
+pub(crate) struct Unfinished(Vec<TcpStream>);
+
+impl RelayProcess {
+    /// Says each of these on a connection of its own.
+    pub(crate) fn say(&self, unfinished: impl IntoIterator<Item = Vec<u8>>) -> Unfinished {
+        let say = |bytes: Vec<u8>| {
+            let mut socket = TcpStream::connect(self.address()).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            // it may be let go at once
+            let _ = socket.write_all(&bytes);
+            socket
+        };
+        Unfinished(unfinished.into_iter().map(say).collect())
+    }
+}
+
+impl Unfinished {
+    /// Whether the relay ends all of them.
+    pub(crate) async fn are_let_go(mut self) -> bool {
+        let letting_go = move || {
+            self.0.iter_mut().all(|socket| {
+                // an error is an end too, but for no answer in time
+                let read = socket.read_to_end(&mut Vec::new());
+                !read.is_err_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
+            })
+        };
+        tokio::task::spawn_blocking(letting_go).await.unwrap()
+    }
 }

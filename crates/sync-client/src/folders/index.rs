@@ -203,9 +203,9 @@ pub fn reissued(txn: &mut Txn<'_>, group: &GroupId, reissue: &Reissue) -> Result
 
 /// Brings a page of rows in line with another selection; the key after which the next one begins, none at the end.
 ///
-/// What becomes left out, and what no longer is, lies on disk as nobody knows: the index forgets it, so that it is compared
-/// as where a device joins, and its absence is no deletion. Where its chunks lie stays known, and is checked whenever one is
-/// read, so that others can go on to fetch what they have not got yet.
+/// Of what is left out the index keeps which version lay here, and where its chunks lie, which are checked whenever one is
+/// read, so that others can go on to fetch what they have not got yet. Of what is taken again nobody knows how it looks by
+/// now: all of it is looked at, what changed is told as an edit of that version, and absence is no deletion.
 pub fn reselect(
     txn: &mut Txn<'_>,
     place: &Place,
@@ -221,10 +221,12 @@ pub fn reselect(
         if taken && before.takes(&path) {
             continue;
         }
-        let chunks = txn.reader().chunk_list(row.file)?;
-        let pending = differs(&txn.reader(), place, &row.key, &rows::versions(Some(&row))?, None)?;
-        txn.set_disk(row.file, None, pending)?;
-        txn.put_chunks(row.file, &chunks)?;
+        let disk = match &row.disk {
+            Some(disk) if taken => Some(rows::unlooked(disk)),
+            disk => disk.clone(),
+        };
+        let pending = differs(&txn.reader(), place, &row.key, &rows::versions(Some(&row))?, disk.as_ref())?;
+        txn.set_disk(row.file, disk.as_ref(), pending)?;
         txn.set_left_out(row.file, !taken)?;
     }
     Ok(next)
@@ -698,7 +700,7 @@ struct Step {
 enum Said {
     /// It is what it was: only the look is new.
     Same,
-    /// It is what the group says already.
+    /// It is what the group says already, or nothing is to be said of it.
     Adopted,
     /// A record, and its place in the batch.
     Told(u16, Record),
@@ -806,6 +808,9 @@ pub fn told(
 
 /// What is to be said of a look: a record at a place of the batch, or nothing.
 fn say(found: &Difference, row: Option<&FileRow>, index: u16) -> Result<Said, StoreError> {
+    if matches!(found.after, After::Gone) && found.before.as_ref().is_some_and(rows::is_unlooked) {
+        return Ok(Said::Adopted);
+    }
     let versions = rows::versions(row)?;
     let winner = versions.winner();
     let (node, mode, mtime) = match &found.after {

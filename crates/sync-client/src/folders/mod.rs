@@ -352,8 +352,8 @@ impl Device {
 
     /// Chooses the paths of a folder that this device takes, with what is below them; all of them where none is named.
     ///
-    /// What is left out stays on disk as it is and is not synced from here on. What is taken again is compared as where a
-    /// device joins: equal content stays, of different one both are kept, and what is not here is fetched.
+    /// What is left out stays on disk as it is and is not synced from here on. What is taken again is compared with the
+    /// version that lay here: what changed here is an edit of that one, and what is not here is fetched.
     pub async fn select_paths(&self, folder: FolderId, paths: &[String]) -> Result<FolderStatus, ClientError> {
         let inner = &self.inner;
         if paths.len() > MAX_SELECTED {

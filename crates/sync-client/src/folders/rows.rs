@@ -53,9 +53,23 @@ pub fn disk_state(stat: &Stat, node: &Node, vector: &Vector) -> DiskState {
     DiskState { kind, size, mtime, ino: stat.ino, mode, hash, vector: encode_vector(vector) }
 }
 
+/// A time that nothing on disk has, and that no unsettled file is given either.
+const LEFT_OUT: i64 = i64::MIN + 1;
+
+/// What lay at a path before it was left out: the version is known, and what is there now is not.
+pub fn unlooked(disk: &DiskState) -> DiskState {
+    DiskState { mtime: LEFT_OUT, ..disk.clone() }
+}
+
+/// Whether nobody looked at a path since it was left out, so that its absence tells nothing.
+pub fn is_unlooked(disk: &DiskState) -> bool {
+    disk.mtime == LEFT_OUT
+}
+
 /// Whether a path still looks as the index says, without reading it.
 pub fn looks_the_same(disk: &DiskState, stat: &Stat) -> bool {
     match (disk.kind, stat.kind) {
+        _ if is_unlooked(disk) => false,
         // another directory is one that an operation would not expect
         (DIRECTORY, Kind::Directory) => (disk.ino, disk.mode) == (stat.ino, stat.mode),
         (FILE, Kind::File) => {

@@ -1,6 +1,6 @@
 //! Snapshots of folders: newcomers, devices that were away, logs that shrink, and snapshots that lie.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -265,9 +265,12 @@ async fn a_device_with_a_part_of_the_folder_takes_snapshots_in_and_leaves_the_re
     folders.close("b").await;
     folders.edit("a", "old-0", None).await;
     folders.edit("a", "old-1", Some("edited by a")).await;
+    folders.edit("a", "old-4", Some("also edited by a")).await;
     history(&folders, "a", 0..60).await;
     folders.until("a", "covered", |log| log.snapshot_bytes > 0).await;
     std::fs::remove_file(tree.join("old-2")).expect("removes");
+    write(&tree.join("old-3"), "edited by b");
+    write(&tree.join("old-4"), "also edited by b");
     write(&tree.join("in/mine"), "by b");
 
     folders.open("b").await;
@@ -283,7 +286,7 @@ async fn a_device_with_a_part_of_the_folder_takes_snapshots_in_and_leaves_the_re
     folders.believes("a").await;
     let old: Vec<_> = files(&tree).into_iter().filter(|(path, _)| path.to_string_lossy().starts_with("old")).collect();
     let old: Vec<_> = old.iter().map(|(_, content)| content.as_str()).collect();
-    assert_eq!(old, ["old 0", "old 1", "old 3", "old 4"], "what is left out is left alone");
+    assert_eq!(old, ["old 0", "old 1", "edited by b", "also edited by b"], "what is left out is left alone");
     assert!(!tree.join("a-passing").exists());
     assert_eq!(folders.status("b").await.left_out_files, 4, "as many as others have");
 
@@ -291,10 +294,21 @@ async fn a_device_with_a_part_of_the_folder_takes_snapshots_in_and_leaves_the_re
     folders.equal().await;
     let found = files(&folders.tree("a"));
     let content = |path: &str| found.get(Path::new(path)).map(String::as_str);
-    assert_eq!(content("old-0"), Some("old 0"), "as where a device joins with a file");
+    assert_eq!(content("old-0"), None, "removed by a, and not touched here since");
     assert_eq!(content("old-1"), Some("edited by a"));
     assert_eq!(content("old-2"), Some("old 2"), "its absence told nothing");
+    assert_eq!(content("old-3"), Some("edited by b"), "an edit, of what was known here");
     assert_eq!(content("in/mine"), Some("by b"));
+    let old_4: Vec<&str> =
+        found.iter().filter(|(path, _)| path.starts_with("old-4")).map(|(_, text)| &text[..]).collect();
+    let copies: Vec<&str> = found
+        .iter()
+        .filter(|(path, _)| path.to_string_lossy().contains("conflict"))
+        .map(|(_, text)| &text[..])
+        .collect();
+    assert_eq!((old_4.len(), copies.len()), (1, 1), "only what both edited is a conflict: {:?}", found.keys());
+    let both: BTreeSet<&str> = old_4.into_iter().chain(copies).collect();
+    assert_eq!(both, BTreeSet::from(["also edited by a", "also edited by b"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

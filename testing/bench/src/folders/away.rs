@@ -1,4 +1,5 @@
-//! A device that was off while the tree changed many times: how it comes back, and what the log weighs before and after.
+//! A device that was off while the tree changed many times and two others were on: how it comes back, and what the log
+//! weighs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -48,7 +49,7 @@ impl Log {
     }
 }
 
-/// Makes a tree, changes it while one of two devices is off, and measures how that one comes back.
+/// Makes a tree, changes it while one of three devices is off, and measures how that one comes back.
 pub(super) fn run(site: &Path, command: Option<&Path>, quick: bool, table: &mut Table) -> Result<()> {
     let (files, changes) = if quick { (2_000, 20_000) } else { (15_000, 50_000) };
     let place = site.join("away");
@@ -58,14 +59,22 @@ pub(super) fn run(site: &Path, command: Option<&Path>, quick: bool, table: &mut 
     tree::make_small_files(&source, files, 3)?;
     let program = Program::find(command, place.join("run"))?;
     let (one, other) = (place.join("a"), place.join("b"));
+    // what nobody else has stays in the log, so that there must be somebody else
+    let third = place.join("third");
     let mut stays = Home::init(&program, one.clone(), "stays")?;
+    let mut beside = Home::init(&program, place.join("c"), "stays too")?;
     let mut away = Home::init(&program, other.clone(), "away")?;
     stays.start()?;
     away.start()?;
+    beside.start()?;
     let invitation = stays.share(&source)?;
     away.join(invitation.code(), &target)?;
     invitation.joined()?;
+    let invitation = stays.invite()?;
+    beside.join(invitation.code(), &third)?;
+    invitation.joined()?;
     settle(&stays, &away, &source, &target)?;
+    settle(&stays, &beside, &source, &third)?;
     away.stop()?;
     let before = Log::of(&other)?;
 
@@ -79,6 +88,7 @@ pub(super) fn run(site: &Path, command: Option<&Path>, quick: bool, table: &mut 
         round += 1;
         stays.rescan(&source)?;
     }
+    let told = Log::of(&one)?;
     // every tenth of those goes, and one is made again
     let gone: Vec<&PathBuf> = paths.iter().step_by(ONE_OF).step_by(10).collect();
     for path in &gone {
@@ -89,11 +99,12 @@ pub(super) fn run(site: &Path, command: Option<&Path>, quick: bool, table: &mut 
     fs::write(again, "made again")?;
     stays.rescan(&source)?;
     let start = Instant::now();
-    while Log::of(&one)?.snapshots == 0 {
-        ensure!(start.elapsed() < PATIENCE, "no snapshot was written");
+    let short = |log: &Log| log.snapshots > 0 && log.dropped > 0;
+    while !short(&Log::of(&one)?) || !short(&Log::of(&place.join("c"))?) {
+        ensure!(start.elapsed() < PATIENCE, "no snapshot was written, or nothing left the log");
         std::thread::sleep(POLL);
     }
-    let full = Log::of(&one)?;
+    settle(&stays, &beside, &source, &third)?;
     let later = paths.get(1).context("a tree without files")?;
     fs::write(later, "after the snapshot")?;
     stays.rescan(&source)?;
@@ -108,16 +119,11 @@ pub(super) fn run(site: &Path, command: Option<&Path>, quick: bool, table: &mut 
     let seconds = start.elapsed().as_secs_f64();
     ensure!(fs::read(source.join(below))? == b"changed while off", "the change made while off was lost");
     let back = Log::of(&other)?;
-    let start = Instant::now();
-    let mut after = Log::of(&one)?;
-    while after.bytes > full.bytes / 2 && start.elapsed() < PATIENCE {
-        std::thread::sleep(POLL);
-        after = Log::of(&one)?;
-    }
+    let after = Log::of(&one)?;
     let line = format!("{changed} changes of {files} files while off, until back");
     table.add(&line, Unit::Seconds, Tool::Ours, seconds);
     for (line, bytes) in [
-        ("  the log before, where it was on", full.bytes),
+        ("  the log where it was on, when the last changes were told", told.bytes),
         ("  the log after, there", after.bytes),
         ("  the log after, where it was off", back.bytes),
         ("  the snapshot, as it is stored", back.snapshot_bytes),
@@ -125,13 +131,14 @@ pub(super) fn run(site: &Path, command: Option<&Path>, quick: bool, table: &mut 
         table.add(line, Unit::Mebibytes, Tool::Ours, mib(bytes));
     }
     table.note(format!(
-        "away: {} entries fetched, {} instead by the snapshot; on the other side {} entries became {}",
+        "away: {} entries fetched, {} instead by the snapshot; on the other sides {} entries are in the log, {} were dropped",
         back.entries.saturating_sub(before.entries),
         back.dropped,
-        full.entries,
         after.entries,
+        after.dropped,
     ));
     away.stop()?;
+    beside.stop()?;
     stays.stop()?;
     tree::remove_own(&source)
 }

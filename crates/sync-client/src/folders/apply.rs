@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sync_core::folder::{Counts, Guard, Verdict, plan};
+use sync_core::folder::{Counts, Displaced, Guard, Verdict, plan};
 use sync_folder::apply::{Applier, ApplyError, Expected, Ready};
 use sync_store::{FileRow, StoreError, Txn};
 use sync_types::folder::{Node, TreePath};
@@ -227,7 +227,7 @@ impl Applying {
             folder.hold(None);
             return Ok(false);
         }
-        let mut counts = Counts::default();
+        let (mut counts, mut deleted) = (Counts::default(), 0u64);
         let mut after: Option<Vec<u8>> = None;
         loop {
             let from = after.clone();
@@ -242,9 +242,15 @@ impl Applying {
             let root = applier.root().clone();
             let planning = tokio::task::spawn_blocking(move || plan(changes, |path| entries(&root, path)));
             let planned = planning.await.map_err(|_| StoreError::Closed)?;
-            planned.displaced().for_each(|(_, how)| counts.add(how));
+            let (now, guard) = (now().0, lock_guard(folder));
+            for (path, how) in planned.displaced() {
+                deleted += u64::from(how == Displaced::Deleted);
+                if !guard.is_counted(now, path) {
+                    counts.add(how);
+                }
+            }
         }
-        let verdict = lock_guard(folder).check(now().0, files.saturating_add(counts.deleted), counts);
+        let verdict = lock_guard(folder).check(now().0, files.saturating_add(deleted), counts);
         let Verdict::Hold { deleted, rewritten, of } = verdict else {
             folder.hold(None);
             return Ok(false);

@@ -426,6 +426,25 @@ async fn a_mass_deletion_is_held_back_until_it_is_confirmed_or_undone() {
     assert_eq!(tree(&shared.right()).len(), 10);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_files_written_again_and_again_are_no_mass_change() {
+    let site = Site::new();
+    let fill = |root: PathBuf, files, round: u64| {
+        (0..files).for_each(|n| write(&root.join(format!("{n}")), format!("{n} in round {round}")));
+    };
+    fill(site.path("left"), 60, 0);
+    let shared = Shared::of(site).await;
+    shared.equal().await;
+    for round in 1..4 {
+        // told all at once: as many as are more than half together with those of the round before
+        shared.a.pause_folder(shared.folder, true).await.expect("pauses");
+        fill(shared.left(), 24, round);
+        shared.a.pause_folder(shared.folder, false).await.expect("resumes");
+        until_at(&shared.b, &shared.right().join("23"), &format!("23 in round {round}")).await;
+        shared.equal().await;
+    }
+}
+
 /// Waits until a device says that it is up to date and a file has this content.
 async fn until_at(device: &Device, path: &Path, content: &str) {
     let start = Instant::now();

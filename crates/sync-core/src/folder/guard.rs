@@ -115,7 +115,14 @@ impl Guard {
         }
     }
 
-    /// Judges what waits in a folder that has so many files on this disk.
+    /// Whether content went from a path lately, so that what waits there is counted already.
+    #[must_use]
+    pub fn is_counted(&self, now: u64, path: &TreePath) -> bool {
+        self.recent.get(&id(path)).is_some_and(|(at, _)| *at >= self.since(now))
+    }
+
+    /// Judges what waits in a folder that has so many files on this disk; of what waits only what [is not counted
+    /// already](Self::is_counted).
     pub fn check(&mut self, now: u64, files: u64, pending: Counts) -> Verdict {
         self.forget(now);
         let mut counts = self.lately();
@@ -150,9 +157,13 @@ impl Guard {
         counts
     }
 
+    fn since(&self, now: u64) -> u64 {
+        now.saturating_sub(self.settings.window)
+    }
+
     fn forget(&mut self, now: u64) {
         self.forgot = now;
-        let since = now.saturating_sub(self.settings.window);
+        let since = self.since(now);
         self.recent.retain(|_, (at, _)| *at >= since);
         self.more.retain(|slice, _| *slice >= since / SLICE);
     }
@@ -228,6 +239,18 @@ mod tests {
             guard.applied(n * 1000, &path(n % 3), Displaced::Rewritten);
             assert_eq!(guard.check(n * 1000, 30, Counts { deleted: 0, rewritten: 1 }), Verdict::Go);
         }
+    }
+
+    #[test]
+    fn what_waits_where_something_went_lately_is_counted_once() {
+        let mut guard = guard();
+        for now in 0..20 {
+            let waits = (0..10).filter(|n| !guard.is_counted(now, &path(*n))).count() as u64;
+            assert_eq!(waits, if now == 0 { 10 } else { 0 });
+            assert_eq!(guard.check(now, 30, Counts { deleted: 0, rewritten: waits }), Verdict::Go);
+            (0..10).for_each(|n| guard.applied(now, &path(n), Displaced::Rewritten));
+        }
+        assert!(!guard.is_counted(20 + 10 * MINUTE, &path(0)), "it is forgotten by then");
     }
 
     #[test]

@@ -9,7 +9,9 @@ use anyhow::Result;
 use crate::shell::{self, cargo};
 
 /// Tools that `bench folders` measures beside the command; their Debian packages are called the same.
-const PEERS: [&str; 2] = ["syncthing", "rsync"];
+const FOLDER_PEERS: [&str; 2] = ["syncthing", "rsync"];
+/// What `bench relay` measures beside the relay.
+const RELAY_PEERS: [&str; 1] = ["redis-server"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -20,17 +22,24 @@ pub(crate) struct Args {
 
 /// Builds and runs the benchmark with the arguments given.
 pub(crate) fn run(root: &Path, args: &Args) -> Result<()> {
-    if args.rest.first().is_some_and(|bench| bench == "folders") {
-        install_peers();
-        shell::run(&mut cargo(root, ["build", "--release", "--package", "sync-cli"]))?;
+    match args.rest.first().and_then(|bench| bench.to_str()) {
+        Some("folders") => {
+            install(&FOLDER_PEERS);
+            shell::run(&mut cargo(root, ["build", "--release", "--package", "sync-cli"]))?;
+        }
+        Some("relay") => {
+            install(&RELAY_PEERS);
+            shell::run(&mut cargo(root, ["build", "--release", "--package", "sync-relay"]))?;
+        }
+        _ => {}
     }
     let build_and_run = ["run", "--release", "--package", "sync-bench", "--"];
     shell::run(cargo(root, build_and_run).args(&args.rest))
 }
 
 /// Brings the peers that are missing, where that is possible; where not, the benchmark says what to install.
-fn install_peers() {
-    let missing = PEERS.into_iter().filter(|tool| !shell::succeeds(Command::new(tool).arg("--version")));
+fn install(peers: &[&str]) {
+    let missing = peers.iter().copied().filter(|tool| !shell::succeeds(Command::new(tool).arg("--version")));
     let missing: Vec<&str> = missing.collect();
     if missing.is_empty() || !is_root() {
         return;

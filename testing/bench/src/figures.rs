@@ -14,6 +14,8 @@ pub(crate) enum Unit {
     PerSecond,
     /// Mebibytes.
     Mebibytes,
+    /// Kibibytes.
+    Kibibytes,
 }
 
 impl Unit {
@@ -22,6 +24,7 @@ impl Unit {
             Self::Milliseconds => format!("{value:.3} ms"),
             Self::PerSecond => format!("{value:.0}/s"),
             Self::Mebibytes => format!("{value:.1} MiB"),
+            Self::Kibibytes => format!("{value:.1} KiB"),
         }
     }
 }

@@ -74,7 +74,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
 }
 
 /// `target/bench` of the checkout that the program was built in: the disk that the work is on, not one in memory.
-fn beside_the_program() -> Result<PathBuf> {
+pub(crate) fn beside_the_program() -> Result<PathBuf> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let target = program.ancestors().nth(2).context("this program is not in a build directory: name one with --dir")?;
     Ok(target.join("bench"))
@@ -261,12 +261,12 @@ fn rows(rounds: &[Round], share: usize) -> Vec<Row> {
 }
 
 /// Runnable processes, over the last minute.
-fn load() -> Option<f64> {
+pub(crate) fn load() -> Option<f64> {
     std::fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
 }
 
 /// Memory of the machine in MiB.
-fn memory() -> Option<u64> {
+pub(crate) fn memory() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let kib = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim().strip_suffix("kB")?.trim();
     Some(kib.parse::<u64>().ok()? / 1024)

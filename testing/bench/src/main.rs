@@ -2,6 +2,7 @@
 //!
 //! `sync-bench log` works on real homes on disk, between processes of this program that talk over iroh on loopback.
 //! `sync-bench folders` drives the command itself, and other people's tools beside it.
+//! `sync-bench relay` drives a relay, and Redis beside it.
 //! Times are printed with their targets and never asserted: the exit code says whether everything worked.
 
 mod figures;
@@ -9,6 +10,7 @@ mod floor;
 mod folders;
 mod log;
 mod peer;
+mod relay;
 mod remote;
 
 use std::process::ExitCode;
@@ -29,6 +31,8 @@ enum Bench {
     Log(log::Args),
     /// First sync, rename, insert, rescan and save of folders, beside Syncthing, rsync and cp
     Folders(folders::Args),
+    /// Durable pushes, fan-out and memory of a relay, beside Redis
+    Relay(relay::Args),
     /// One device of a measurement, told what to do on standard input
     #[command(hide = true)]
     Peer,
@@ -39,6 +43,7 @@ async fn main() -> ExitCode {
     let done = match Cli::parse().bench {
         Bench::Log(args) => log::run(&args).await,
         Bench::Folders(args) => tokio::task::spawn_blocking(move || folders::run(&args)).await.unwrap_or_else(failed),
+        Bench::Relay(args) => relay::run(&args).await,
         Bench::Peer => peer::run().await,
     };
     match done {

@@ -4,6 +4,7 @@ mod audit;
 mod bench;
 mod ci;
 mod faults;
+mod interop;
 mod mutants;
 mod shell;
 mod sim;
@@ -33,12 +34,14 @@ enum Task {
     Tidy,
     /// Run the simulator, or hunt mutants with it
     Sim(sim::Args),
-    /// Measure: `bench log` and `bench folders` print their rows with their targets
+    /// Measure: `bench log`, `bench folders` and `bench relay` print their rows with their targets
     Bench(bench::Args),
     /// Edit one folder on all sides, kill what serves it, and check that nothing is lost
     Soak(soak::Args),
     /// Kill the command after every step of an apply, and check that nothing is lost
     Faults(faults::Args),
+    /// Have a device in another language talk to a relay, by the protocol's page alone
+    Interop(interop::Args),
     /// Compile the pure crates for the browser
     Wasm,
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&root, &args),
         Task::Soak(args) => soak::run(&root, &args),
         Task::Faults(args) => faults::run(&root, &args),
+        Task::Interop(args) => interop::run(&root, &args),
         Task::Wasm => wasm::run(&root),
     };
     match done {

@@ -226,9 +226,14 @@ impl Opener {
 
 #[cfg(test)]
 mod tests {
+    use data_encoding::HEXLOWER;
     use proptest::prelude::*;
+    use serde_json::Value;
 
     use super::*;
+
+    /// What `cargo xtask interop` recorded of an implementation in another language.
+    const RECORDED: &str = include_str!("../../../servers/sync-relay/tests/vectors/channel.json");
 
     /// Two ends whose handshake is done.
     fn pair(max_frame: usize) -> (Channel, Channel) {
@@ -313,6 +318,82 @@ mod tests {
             let mut message = vec![0; plain.len() + TAG];
             here.sealer.state.write_message(0, plain, &mut message).expect("sealed");
             assert_eq!(there.opener.open(&message), Err(NoiseError::Message), "{plain:?}");
+        }
+    }
+
+    /// One of the recorded channels.
+    fn recorded(name: &str) -> Value {
+        let mut all: Value = serde_json::from_str(RECORDED).expect("JSON");
+        all[name].take()
+    }
+
+    fn hex(value: &Value) -> Vec<u8> {
+        HEXLOWER.decode(value.as_str().expect("text").as_bytes()).expect("hex")
+    }
+
+    fn list(value: &Value) -> &[Value] {
+        value.as_array().expect("a list")
+    }
+
+    /// An end with the keys that the recorded one had.
+    fn again(channel: &Value, end: &str) -> Handshake {
+        let key = |what: &str| <[u8; 32]>::try_from(hex(&channel[format!("{end}_{what}")])).expect("a key");
+        let (secret, ephemeral) = (key("static"), key("ephemeral"));
+        let builder = builder(&secret).fixed_ephemeral_key_for_testing_only(&ephemeral);
+        let built = if end == "device" { builder.build_initiator() } else { builder.build_responder() };
+        Handshake { state: built.expect("the suite is complete") }
+    }
+
+    /// Writes the recorded messages of a handshake that are this end's, and reads the others.
+    fn shake(mut end: Handshake, channel: &Value) -> Channel {
+        for message in list(&channel["handshake"]) {
+            let message = hex(message);
+            if end.is_our_turn() {
+                assert_eq!(end.write().expect("ours"), message);
+            } else {
+                end.read(&message).expect("theirs");
+            }
+        }
+        let done = end.finish(4 << 20).expect("finished");
+        assert_eq!(done.binding.to_vec(), hex(&channel["binding"]));
+        done
+    }
+
+    #[test]
+    fn a_channel_of_another_implementation_with_a_relay_is_the_same_here_byte_for_byte() {
+        let channel = recorded("relay");
+        let mut device = shake(again(&channel, "device"), &channel);
+        assert_eq!(device.key.to_vec(), hex(&channel["relay_key"]));
+        let mut heard = 0;
+        for said in list(&channel["frames"]) {
+            let (frame, messages) = (hex(&said["frame"]), list(&said["messages"]));
+            if said["from"] == "device" {
+                let sealed = device.sealer.seal(&frame);
+                assert_eq!(sealed, messages.iter().map(hex).collect::<Vec<_>>());
+            } else {
+                let opened = messages.iter().filter_map(|message| device.opener.open(&hex(message)).expect("opens"));
+                assert_eq!(opened.collect::<Vec<_>>(), [frame]);
+                heard += 1;
+            }
+        }
+        assert!(heard > 2, "{heard}");
+    }
+
+    #[test]
+    fn both_ends_of_another_implementation_s_channel_are_the_same_here_byte_for_byte() {
+        let channel = recorded("both_ends");
+        let (mut device, mut relay) =
+            (shake(again(&channel, "device"), &channel), shake(again(&channel, "relay"), &channel));
+        for said in list(&channel["frames"]) {
+            let length = said["length"].as_u64().expect("a number");
+            let frame: Vec<u8> = (0..length).map(|at| u8::try_from(at % 251).expect("below 251")).collect();
+            let (from, to) =
+                if said["from"] == "device" { (&mut device, &mut relay) } else { (&mut relay, &mut device) };
+            let sealed = from.sealer.seal(&frame);
+            let hashes: Vec<String> = sealed.iter().map(|message| blake3::hash(message).to_string()).collect();
+            assert_eq!(list(&said["messages"]), hashes);
+            let opened = sealed.iter().filter_map(|message| to.opener.open(message).expect("opens"));
+            assert_eq!(opened.collect::<Vec<_>>(), [frame]);
         }
     }
 

@@ -1,12 +1,11 @@
 //! The serving end of a channel: Noise over a WebSocket, frames in it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::ws::{Message, WebSocket};
 use bytes::Bytes;
 use futures_util::SinkExt as _;
 use sync_link::noise::{Handshake, NoiseError, Opener, Sealer};
-use sync_link::relay::GONE_AFTER;
 use sync_types::{ErrorCode, FormatError, Frame};
 
 /// Time for a peer to take what it is sent; one that reads nothing for so long is let go.
@@ -48,6 +47,10 @@ pub(crate) struct Channel {
     socket: WebSocket,
     sealer: Sealer,
     opener: Opener,
+    /// When something came whole for the last time.
+    heard: Instant,
+    /// Time without that after which the peer is taken for gone.
+    silence: Duration,
     pub(crate) binding: [u8; 32],
 }
 
@@ -57,19 +60,21 @@ impl Channel {
         mut socket: WebSocket,
         secret: &[u8; 32],
         max_frame: usize,
+        silence: Duration,
     ) -> Result<Self, ChannelError> {
+        let mut heard = Instant::now();
         let mut handshake = Handshake::responder(secret);
         while !handshake.is_finished() {
             if handshake.is_our_turn() {
                 let message = handshake.write()?;
                 write(&mut socket, vec![message]).await?;
             } else {
-                let message = next(&mut socket).await?.ok_or(ChannelError::Lost)?;
+                let message = next(&mut socket, &mut heard, silence).await?.ok_or(ChannelError::Lost)?;
                 handshake.read(&message)?;
             }
         }
         let sync_link::noise::Channel { binding, sealer, opener, .. } = handshake.finish(max_frame)?;
-        Ok(Self { socket, sealer, opener, binding })
+        Ok(Self { socket, sealer, opener, heard, silence, binding })
     }
 
     /// Bounds the frames that follow.
@@ -79,7 +84,7 @@ impl Channel {
 
     /// The next frame and how many bytes it has; none at the end. Cancel safe.
     pub(crate) async fn recv(&mut self) -> Result<Option<(Frame, usize)>, ChannelError> {
-        while let Some(message) = next(&mut self.socket).await? {
+        while let Some(message) = next(&mut self.socket, &mut self.heard, self.silence).await? {
             if let Some(bytes) = self.opener.open(&message)? {
                 return Ok(Some((Frame::decode(&bytes)?, bytes.len())));
             }
@@ -115,9 +120,14 @@ async fn write(socket: &mut WebSocket, messages: Vec<Vec<u8>>) -> Result<(), Cha
 }
 
 /// The next message with content; pings are answered below this.
-async fn next(socket: &mut WebSocket) -> Result<Option<Bytes>, ChannelError> {
+///
+/// Part of a message is no sign of life, and neither is that this is called again: it begins no new time.
+async fn next(socket: &mut WebSocket, heard: &mut Instant, silence: Duration) -> Result<Option<Bytes>, ChannelError> {
     loop {
-        match tokio::time::timeout(GONE_AFTER, socket.recv()).await.map_err(|_| ChannelError::Lost)? {
+        let received = tokio::time::timeout_at((*heard + silence).into(), socket.recv()).await;
+        let received = received.map_err(|_| ChannelError::Lost)?;
+        *heard = Instant::now();
+        match received {
             Some(Ok(Message::Binary(bytes))) => return Ok(Some(bytes)),
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
             Some(Ok(Message::Close(_))) | None => return Ok(None),

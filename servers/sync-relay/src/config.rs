@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use sync_link::relay::DEFAULT_PORT;
+use sync_link::relay::{DEFAULT_PORT, GONE_AFTER};
 use sync_types::bounds::{MAX_APP_BYTES, MAX_ENVELOPE, MAX_TEXT};
 
 /// What a relay is started with.
@@ -47,6 +47,8 @@ pub struct Limits {
     pub connections: usize,
     /// Connections at once from one address.
     pub connections_per_address: usize,
+    /// Seconds without a whole message after which a connection is let go; devices say something every 25.
+    pub silence_seconds: u64,
     /// Pushes and refused requests of one device in a minute.
     pub messages_per_minute: u32,
     /// Codes that one address makes in a minute.
@@ -90,6 +92,7 @@ impl Default for Limits {
         Self {
             connections: 1000,
             connections_per_address: 10,
+            silence_seconds: GONE_AFTER.as_secs(),
             messages_per_minute: 100,
             codes_per_minute: 5,
             code_fetches_per_minute: 10,
@@ -112,6 +115,9 @@ impl Limits {
 
 /// Bytes of an envelope that is always taken: memberships need them.
 const MIN_ENVELOPE: usize = 16 << 10;
+
+/// A day: whoever says nothing for longer is not there.
+const MAX_SILENCE: u64 = 24 * 3600;
 
 fn default_data() -> PathBuf {
     let project = directories::ProjectDirs::from("", "", "sync-relay");
@@ -186,6 +192,9 @@ impl Config {
         if self.limits.blob_bytes > MAX_APP_BYTES {
             return Err(ConfigError::Value("blob_bytes is at most 1048576, which no blob exceeds"));
         }
+        if !(1..=MAX_SILENCE).contains(&self.limits.silence_seconds) {
+            return Err(ConfigError::Value("silence_seconds is at least 1 and at most 86400"));
+        }
         let Limits { connections, connections_per_address, messages_per_minute, groups, .. } = self.limits;
         if connections == 0 || connections_per_address == 0 || messages_per_minute == 0 || groups == 0 {
             return Err(ConfigError::Value("a relay that takes no connection, message or group is of no use"));
@@ -227,6 +236,7 @@ mod tests {
             "cert = 'a.pem'\nkey = 'b.pem'\nplain = true",
             "[limits]\nblob_bytes = 2000000",
             "[limits]\nconnections = 0",
+            "[limits]\nsilence_seconds = 0",
         ] {
             let config: Config = toml::from_str(text).unwrap();
             assert!(matches!(config.check(), Err(ConfigError::Value(_))), "{text}");

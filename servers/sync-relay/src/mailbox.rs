@@ -67,7 +67,8 @@ const TOO_FAST_TEXT: &str = "more was sent than this relay takes in a minute";
 
 /// The handshake, and what the device shows; none of that if it is no member of what it names.
 async fn greet(relay: &Relay, socket: WebSocket) -> Option<(Channel, Option<Shown>)> {
-    let mut channel = Channel::accept(socket, &relay.secret, MAX_GREETING).await.ok()?;
+    let silence = Duration::from_secs(relay.limits.silence_seconds);
+    let mut channel = Channel::accept(socket, &relay.secret, MAX_GREETING, silence).await.ok()?;
     let mut frames = Vec::new();
     while frames.len() < 2 {
         match channel.recv().await {

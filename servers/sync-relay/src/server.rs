@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio_io_timeout::TimeoutWriter;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
@@ -33,6 +34,8 @@ use crate::{mailbox, meetings};
 
 /// Time for a request to come whole; a socket that says nothing is closed.
 pub(crate) const REQUEST_WAIT: Duration = Duration::from_secs(10);
+/// Time in which someone takes nothing of what it is sent; who asks and does not read is let go.
+const WRITE_WAIT: Duration = Duration::from_secs(30);
 /// Time for connections to end once the relay is to.
 const DRAIN: Duration = Duration::from_secs(3);
 /// Bytes read from a socket at once: connections are many and mostly silent.
@@ -263,7 +266,9 @@ async fn answer(
     let service = TowerToHyperService::new(router.layer(Extension(seat)).layer(Extension(address)));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(REQUEST_WAIT).max_buf_size(16 << 10);
-    let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let mut stream = TimeoutWriter::new(stream);
+    stream.set_timeout(Some(WRITE_WAIT));
+    let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service).with_upgrades();
     // its end is the peer's matter
     let _ = connection.await;
 }

@@ -28,8 +28,28 @@ impl RelayProcess {
     pub(crate) fn start(site: &Site, name: &str, settings: &str) -> Self {
         let (data, config) = (site.path(name), site.path(&format!("{name}.toml")));
         std::fs::write(&config, settings).unwrap();
-        let (child, url) = spawn(&data, &config, "127.0.0.1:0");
+        let (child, url) = spawn(&data, &config, "127.0.0.1:0", &[]);
         Self { child, data, config, url }
+    }
+
+    /// Starts one whose directory is a disk of a few mebibytes; none where that cannot be made.
+    pub(crate) fn start_on_small_disk(site: &Site, name: &str, mebibytes: u32) -> Option<Self> {
+        let mount = format!("mount -t tmpfs -o size={mebibytes}m none \"$0\" && exec \"$@\"");
+        let (data, config) = (site.path(name), site.path(&format!("{name}.toml")));
+        std::fs::write(&config, "").unwrap();
+        std::fs::create_dir(&data).unwrap();
+        let prefix = ["unshare", "-Urm", "sh", "-c", &mount, data.to_str().unwrap()];
+        let allowed = Command::new(prefix[0]).args(&prefix[1..]).arg("true").output();
+        if !allowed.is_ok_and(|output| output.status.success()) {
+            return None;
+        }
+        let (child, url) = spawn(&data, &config, "127.0.0.1:0", &prefix);
+        Some(Self { child, data, config, url })
+    }
+
+    /// Where its database is.
+    pub(crate) fn database(&self) -> PathBuf {
+        self.data.join("relay.db")
     }
 
     /// Where it listens.
@@ -46,7 +66,7 @@ impl RelayProcess {
 
     /// Starts it again where it was.
     pub(crate) fn restart(&mut self) {
-        let (child, url) = spawn(&self.data, &self.config, &self.address().to_string());
+        let (child, url) = spawn(&self.data, &self.config, &self.address().to_string(), &[]);
         assert_eq!(url, self.url, "the key stays");
         self.child = child;
     }
@@ -58,7 +78,7 @@ impl RelayProcess {
 
     /// Starts it again where it was, after something that changes its address; returns the one it had.
     pub(crate) fn restart_as_another(&mut self) -> String {
-        let (child, url) = spawn(&self.data, &self.config, &self.address().to_string());
+        let (child, url) = spawn(&self.data, &self.config, &self.address().to_string(), &[]);
         assert_ne!(url, self.url);
         self.child = child;
         std::mem::replace(&mut self.url, url)
@@ -125,11 +145,14 @@ impl RelayProcess {
     }
 }
 
-fn spawn(data: &Path, config: &Path, bind: &str) -> (Child, String) {
+/// Starts a relay, by another program in whose arguments it is named unless `prefix` is empty.
+fn spawn(data: &Path, config: &Path, bind: &str, prefix: &[&str]) -> (Child, String) {
     let start = Instant::now();
     let log = std::fs::OpenOptions::new().create(true).append(true).open(data.with_extension("log")).unwrap();
     loop {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_sync-relay"))
+        let words = [prefix, &[env!("CARGO_BIN_EXE_sync-relay")]].concat();
+        let mut child = Command::new(words[0])
+            .args(&words[1..])
             .args(["--bind", bind, "--data"])
             .arg(data)
             .arg("--config")

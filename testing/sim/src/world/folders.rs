@@ -40,6 +40,11 @@ pub(super) enum Work {
     Apply,
 }
 
+/// Whether a version is a file whose content lies nowhere any more.
+fn is_gone(node: &Node, lies: &BTreeSet<[u8; 32]>) -> bool {
+    matches!(node, Node::File(file) if file.size > 0 && !lies.contains(&file.hash))
+}
+
 /// What lies at a path of a tree.
 type Shown = BTreeMap<TreePath, (Kind, u32, [u8; 32])>;
 
@@ -385,15 +390,12 @@ impl World {
                     return broken(CONVERGE, format!("replica {place} cannot read its index"));
                 };
                 let path = TreePath::from_key(&row.key);
-                let gone = versions.winner().and_then(|winner| match &winner.node {
-                    Node::File(file) if file.size > 0 && !lies.contains(&file.hash) => Some(()),
-                    _ => None,
-                });
-                if row.pending && gone.is_none() {
+                let gone = versions.winner().is_some_and(|winner| is_gone(&winner.node, &lies));
+                if row.pending && !gone {
                     let text = format!("replica {place} never gets {path:?} right: {row:?} {versions:?}");
                     return broken(CONVERGE, text);
                 }
-                if gone.is_some() {
+                if gone {
                     waits.extend(path);
                 }
                 if versions != Versions::default() {
@@ -451,6 +453,14 @@ impl World {
             let shown: BTreeSet<[u8; 32]> =
                 tree.walk().iter().filter_map(|(path, ..)| Some(*blake3::hash(&tree.read(path)?).as_bytes())).collect();
             for (path, versions) in &by_path {
+                let mut row = Versions::default();
+                for version in versions {
+                    row.insert(version.clone());
+                }
+                if row.winner().is_some_and(|winner| is_gone(&winner.node, lies)) {
+                    // nobody can be given what won, so nobody sets aside what lost
+                    continue;
+                }
                 for version in versions {
                     let Node::File(file) = &version.node else { continue };
                     let superseded =

@@ -231,6 +231,13 @@ impl Backend {
         }
     }
 
+    pub(crate) async fn set_wake(&self, url: Option<&str>) -> Result<(), Failure> {
+        match self {
+            Self::Local(local) => local.service.set_wake(url).await,
+            Self::Remote(client) => client.set_wake(url).await,
+        }
+    }
+
     pub(crate) async fn relays(&self) -> Result<HomeRelays, Failure> {
         match self {
             Self::Local(local) => local.service.relays().await,

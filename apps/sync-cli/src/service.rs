@@ -296,10 +296,14 @@ impl Service {
         Ok(self.device.remove_relay(url, self.resolve_some(group)?).await?)
     }
 
+    pub(crate) async fn set_wake(&self, url: Option<&str>) -> Result<(), Failure> {
+        Ok(self.device.set_wake(url).await?)
+    }
+
     pub(crate) async fn relays(&self) -> Result<HomeRelays, Failure> {
         let relays = self.device.relays().await?.into_iter();
         let relays = relays.map(|relay| HomeRelay { url: relay.url, group: relay.group.map(|id| id.to_string()) });
-        Ok(HomeRelays { relays: relays.collect() })
+        Ok(HomeRelays { relays: relays.collect(), wake: self.device.wake() })
     }
 
     pub(crate) async fn devices(&self) -> Result<Devices, Failure> {

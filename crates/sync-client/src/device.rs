@@ -209,7 +209,9 @@ impl Device {
         let home_key = Arc::new(HomeKey::from_bytes(*home.key().expose_bytes()));
         let replica = store.read(|reader| reader.replica_id()).await?;
         let (addresses_in, addresses) = watch::channel(Vec::new());
+        let wake = relays::read_wake(&store).await?;
         let mut shared = Shared {
+            wake: watch::Sender::new(wake),
             digest_key: blake3::derive_key("syncshell v1 entry digest", home_key.expose_bytes()),
             store,
             incarnation: draw(&rng),
@@ -449,6 +451,18 @@ impl Device {
     /// The relays that were added, also by joining a group that uses them.
     pub async fn relays(&self) -> Result<Vec<HomeRelay>, ClientError> {
         relays::list(&self.inner).await
+    }
+
+    /// Has relays wake this device at an address of a push service, by an empty POST when something arrives for it while it
+    /// is away; none ends that.
+    pub async fn set_wake(&self, url: Option<&str>) -> Result<(), ClientError> {
+        relays::set_wake(&self.inner, url.unwrap_or_default()).await
+    }
+
+    /// Where relays wake this device.
+    #[must_use]
+    pub fn wake(&self) -> Option<String> {
+        Some(self.inner.shared.wake.borrow().clone()).filter(|url| !url.is_empty())
     }
 
     /// Tells the device that the network may have changed, after sleep for instance; peers are dialled at once.

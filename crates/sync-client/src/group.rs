@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) addresses: watch::Receiver<Vec<SocketAddr>>,
     /// Drawn at this start, so that peers tell a restart from a second connection.
     pub(crate) incarnation: [u8; 8],
+    /// Where relays wake this device; empty for nowhere.
+    pub(crate) wake: watch::Sender<String>,
     /// Keys the digests that tell a retry from another entry.
     pub(crate) digest_key: [u8; 32],
 }

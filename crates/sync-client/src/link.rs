@@ -141,7 +141,9 @@ pub(crate) async fn run(
         Ok(config) => config,
         Err(text) => return ended(ErrorCode::Unavailable, text),
     };
-    let close = converse(group, config, stream.split(), Frames { said: None, heard: first }, progress, cancel).await;
+    let close =
+        converse(group, config, stream.split(), Frames { said: None, heard: first, wake: None }, progress, cancel)
+            .await;
     connection.close(CLOSE_DONE, &close.text);
     close
 }
@@ -160,7 +162,8 @@ pub(crate) async fn run_with_relay(
     };
     let said = Some(Frame::Charter { charter, registration: registration.as_bytes().to_vec() });
     let channel = (connection.sender, connection.receiver);
-    converse(group, config, channel, Frames { said, heard: None }, progress, cancel).await
+    let wake = Some(group.shared().wake.subscribe());
+    converse(group, config, channel, Frames { said, heard: None, wake }, progress, cancel).await
 }
 
 /// What goes before a session's own frames.
@@ -169,13 +172,15 @@ struct Frames {
     said: Option<Frame>,
     /// Read already.
     heard: Option<Frame>,
+    /// Said to a relay once the session is established, and again when it changes.
+    wake: Option<watch::Receiver<String>>,
 }
 
 async fn converse<S: SendFrames, R: ReceiveFrames>(
     group: &Arc<Group>,
     config: Config,
     (sender, receiver): (S, R),
-    Frames { said, heard }: Frames,
+    Frames { said, heard, wake }: Frames,
     progress: Progress,
     cancel: &CancellationToken,
 ) -> Close {
@@ -195,7 +200,8 @@ async fn converse<S: SendFrames, R: ReceiveFrames>(
     let out = Outbox { frames, queued };
     // there is room for one
     let _ = said.is_none_or(|frame| out.put(&frame));
-    let driver = Driver { group, session: Session::new(config), out, store, read, acknowledged, progress };
+    let session = Session::new(config);
+    let driver = Driver { group, session, established: false, wake, out, store, read, acknowledged, progress };
     let close = driver.drive(receiver, Replies { stored: replies, answered }, heard, cancel).await;
     if !close.by_peer && close.code != ErrorCode::Unavailable {
         group.count_refused(1);
@@ -358,9 +364,22 @@ async fn lane(group: Arc<Group>, mut jobs: mpsc::Receiver<Effect>, replies: mpsc
     }
 }
 
+/// Returns once there is something else to say. Cancel safe.
+async fn changed(wake: &mut Option<watch::Receiver<String>>) {
+    let changed = match wake {
+        Some(wake) => wake.changed().await.is_ok(),
+        None => false,
+    };
+    if !changed {
+        std::future::pending().await
+    }
+}
+
 struct Driver<'a> {
     group: &'a Arc<Group>,
     session: Session,
+    established: bool,
+    wake: Option<watch::Receiver<String>>,
     out: Outbox,
     store: mpsc::Sender<(u64, Arrival)>,
     read: mpsc::Sender<Effect>,
@@ -411,6 +430,7 @@ impl Driver<'_> {
                     }
                     Err(_) => return ended(ErrorCode::Unavailable, "the database was closed"),
                 },
+                () = changed(&mut self.wake), if self.established => self.say_wake(),
                 () = cancel.cancelled() => return ended(ErrorCode::Unavailable, "this device ended the session"),
             }
         }
@@ -428,7 +448,13 @@ impl Driver<'_> {
                     self.acknowledged.send_replace(Some(effect));
                     true
                 }
-                Effect::Report(report) => self.progress.send(report).await.is_ok(),
+                Effect::Report(report) => {
+                    if matches!(report, Report::Established { .. }) {
+                        self.established = true;
+                        self.say_wake();
+                    }
+                    self.progress.send(report).await.is_ok()
+                }
                 Effect::Close(close) => return Some(close),
                 effect => self.read.try_send(effect).is_ok(),
             };
@@ -437,6 +463,15 @@ impl Driver<'_> {
             }
         }
         None
+    }
+
+    /// Tells a relay where this device is woken, and takes back what was told before where it is nowhere.
+    fn say_wake(&mut self) {
+        if let Some(wake) = &mut self.wake {
+            let url = wake.borrow_and_update().clone();
+            // where there is no room for it, the session ends for that soon
+            let _ = self.out.put(&Frame::Wake { url });
+        }
     }
 
     fn malformed(&self, text: String) -> Close {

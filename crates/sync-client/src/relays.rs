@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use sync_core::connection::{Action, Event as Step, State, step};
 use sync_core::session::{Close, Report, blind_known_as};
-use sync_link::relay::{RelayUrl, connect};
-use sync_store::{Reader, StoreError, Txn};
-use sync_types::bounds::{MAX_FRAME, MAX_RELAYS, MAX_TEXT};
+use sync_link::relay::{RelayUrl, RelayUrlError, connect};
+use sync_store::{Reader, Store, StoreError, Txn};
+use sync_types::bounds::{MAX_FRAME, MAX_RELAYS, MAX_TEXT, MAX_WAKE_URL};
 use sync_types::{ErrorCode, GroupId, ReplicaId};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,8 @@ use crate::status::RelayStatus;
 
 /// Where the relays of every group are kept, and before a group's id those of that one.
 const META_RELAYS: &str = "relays";
+/// Where the address is kept at which relays wake this device.
+const META_WAKE: &str = "wake";
 /// Reports of a session that wait for the task.
 const REPORTS: usize = 64;
 /// Time for a relay to judge us and to exchange membership.
@@ -169,6 +171,26 @@ pub(crate) async fn remove(device: &Arc<Inner>, url: &str, group: Option<GroupId
         return Err(ClientError::UnknownRelay);
     }
     follow_all(device).await
+}
+
+/// Where relays wake this device; empty for nowhere.
+pub(crate) async fn read_wake(store: &Store) -> Result<String, ClientError> {
+    let stored = store.read(|reader| reader.meta(META_WAKE)).await?.unwrap_or_default();
+    Ok(String::from_utf8_lossy(&stored).into_owned())
+}
+
+/// Has relays wake this device there from now on.
+pub(crate) async fn set_wake(device: &Inner, url: &str) -> Result<(), ClientError> {
+    let place = url.strip_prefix("https://").map(|rest| rest.split(['/', '?', '#']).next().unwrap_or_default());
+    let fits = url.len() <= MAX_WAKE_URL && url.chars().all(|c| c.is_ascii_graphic()) && !url.contains('#');
+    let is_address = fits && place.is_some_and(|place| !place.is_empty() && !place.contains('@'));
+    if !url.is_empty() && !is_address {
+        return Err(RelayUrlError::Wake.into());
+    }
+    let stored = url.as_bytes().to_vec();
+    device.shared.store.write(0, move |txn| txn.put_meta(META_WAKE, &stored)).await?;
+    device.shared.wake.send_replace(url.to_owned());
+    Ok(())
 }
 
 /// Forgets what a relay acknowledged while it was being removed.

@@ -507,7 +507,8 @@ impl Session {
     /// Takes in a frame.
     pub fn handle_frame(&mut self, frame: Frame) {
         match (self.phase, frame) {
-            (Phase::Closed, _) | (_, Frame::Unknown(_) | Frame::Notify { .. } | Frame::Presence { .. }) => {}
+            (Phase::Closed, _)
+            | (_, Frame::Unknown(_) | Frame::Notify { .. } | Frame::Presence { .. } | Frame::Wake { .. }) => {}
             (_, Frame::Error { code, text }) if code.is_full() => {
                 // what it has not acknowledged is offered again by the next session
                 self.peer_full = true;

@@ -78,6 +78,11 @@ pub enum RelayUrlError {
         "codes go to relays with TLS only, or whoever is on the way could take them over; name its https:// address"
     )]
     Plain,
+    /// A device was to be woken at something else than a push service's address.
+    #[error(
+        "a device is woken at an address that starts with https:// and has no name of a user, as push services give them"
+    )]
+    Wake,
 }
 
 impl RelayUrl {

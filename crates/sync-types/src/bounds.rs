@@ -26,6 +26,8 @@ pub const MAX_FEEDS: usize = 4096;
 pub const MAX_ADDRESSES: usize = 16;
 /// Relays of one group: more only repeat what the others keep.
 pub const MAX_RELAYS: usize = 8;
+/// Bytes of the address at which a device is woken: push services' are shorter.
+pub const MAX_WAKE_URL: usize = 512;
 /// Characters (bytes) of an address, an error text or a name.
 pub const MAX_TEXT: usize = 256;
 /// Bytes of a device's or member's name.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::bounds::{
     MAX_ADDRESSES, MAX_CHARTER, MAX_ENVELOPE, MAX_EPOCHS_SEALED, MAX_FEEDS, MAX_FRAME, MAX_FRAME_ENVELOPES, MAX_NAME,
-    MAX_RANGES, MAX_RELAYS, MAX_TEXT, MAX_TOKEN, MAX_WANTS,
+    MAX_RANGES, MAX_RELAYS, MAX_TEXT, MAX_TOKEN, MAX_WAKE_URL, MAX_WANTS,
 };
 use crate::charter::{read_keys, write_keys};
 use crate::ids::{AuthorId, AuthorKeys, Check, Cursor, EnvelopeHash, GroupId, InviteId, Number, ReplicaId};
@@ -269,6 +269,11 @@ pub enum Frame {
         /// Newest cursor.
         max_cursor: Cursor,
     },
+    /// Asks a relay to wake this device when something arrives for it while it is away.
+    Wake {
+        /// Where an empty POST does that; empty for no longer.
+        url: String,
+    },
     /// Asks for an admission.
     Join {
         /// The invite.
@@ -404,6 +409,10 @@ impl Frame {
                 head(0x30, 1);
                 writer.bins(slots);
             }
+            Self::Wake { url } => {
+                head(0x32, 1);
+                writer.text(url);
+            }
             Self::Notify { max_cursor } => {
                 head(0x31, 1);
                 writer.uint(max_cursor.0);
@@ -503,6 +512,7 @@ impl Frame {
             0x22 => Self::Want { request: reader.uint32("request")?, wants: read_wants(reader)? },
             0x30 => Self::Presence { slots: reader.bins("slots", MAX_FEEDS, MAX_ENVELOPE)? },
             0x31 => Self::Notify { max_cursor: Cursor(reader.uint("max cursor")?) },
+            0x32 => Self::Wake { url: reader.text("wake", MAX_WAKE_URL)?.to_owned() },
             0x50 => Self::Join {
                 invite: InviteId(reader.fixed("invite")?),
                 keys: read_keys(reader)?,
@@ -538,7 +548,7 @@ fn known_fields(code: u64) -> Option<usize> {
         0x01 => 5,
         0x02 => 6,
         0x10 => 3,
-        0x11 | 0x30 | 0x31 => 1,
+        0x11 | 0x30..=0x32 => 1,
         0x20 | 0x21 | 0x50 => 7,
         0x03 | 0x22 | 0xff => 2,
         0x51 => 8,
@@ -699,6 +709,7 @@ mod tests {
             },
             Frame::Presence { slots: vec![vec![1]] },
             Frame::Notify { max_cursor: Cursor(8) },
+            Frame::Wake { url: "https://push.example".into() },
             Frame::Join {
                 invite: InviteId([1; 16]),
                 keys: keys(),
@@ -756,6 +767,7 @@ mod tests {
               42 940122029193c4200101010101010101010101010101010101010101010101010101010101010101
                7 93013091c40101
                4 93013108
+              24 930132b468747470733a2f2f707573682e6578616d706c65
             1478 990150c4100101010101010101010101010101010193c42001010101010101010101010101010101
               94 9a0151c4010191c40102c40103c41006060606060606060606060606060606a66c6170746f709091
                3 920152

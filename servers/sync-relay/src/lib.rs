@@ -20,6 +20,7 @@ mod operate;
 mod relay;
 mod server;
 mod tls;
+mod wake;
 
 pub use config::{Config, ConfigError, Limits};
 pub use data::DataError;

@@ -19,6 +19,7 @@ use crate::access::{Shown, examine};
 use crate::channel::{Channel, ChannelError};
 use crate::limiter::{Place, subscriber};
 use crate::relay::{HostError, Hosted, Relay, failed};
+use crate::wake::Online;
 
 /// Time for the handshake and for what a device shows first.
 const GREETING_WAIT: Duration = Duration::from_secs(10);
@@ -108,6 +109,8 @@ struct Talk {
     reading: FuturesOrdered<BoxFuture<'static, Option<Reply>>>,
     told_full: Arc<AtomicBool>,
     established: bool,
+    /// As long as the device need not be woken.
+    online: Online,
 }
 
 impl Talk {
@@ -125,6 +128,7 @@ impl Talk {
             addresses: Vec::new(),
             incarnation: [0; 8],
         };
+        let online = relay.wakes.enter(hosted.id, shown.author);
         Self {
             relay,
             channel,
@@ -136,6 +140,7 @@ impl Talk {
             reading: FuturesOrdered::new(),
             told_full: Arc::default(),
             established: false,
+            online,
         }
     }
 
@@ -199,6 +204,15 @@ impl Talk {
     /// Takes in a frame, unless it is one too many or holds what is too large.
     async fn take(&mut self, frame: Frame, bytes: usize) -> Result<(), ChannelError> {
         self.relay.metrics.received_bytes.add(bytes as u64);
+        match &frame {
+            Frame::Wake { url } => {
+                if let Ok(newest) = self.relay.store.watch(&self.hosted.id) {
+                    self.online.set(url, newest);
+                }
+            }
+            Frame::PushAck { cursor } => self.online.acknowledged(*cursor),
+            _ => {}
+        }
         let entries = match &frame {
             Frame::Push { entries, .. } | Frame::PullResponse { entries, .. } => &entries[..],
             _ => &[],
@@ -252,8 +266,11 @@ impl Talk {
     }
 
     async fn send(&mut self, frame: &Frame) -> Result<(), ChannelError> {
-        if let Frame::Push { entries, .. } | Frame::PullResponse { entries, .. } = frame {
+        if let Frame::Push { entries, max_cursor, .. } | Frame::PullResponse { entries, max_cursor, .. } = frame {
             self.relay.metrics.delivered.add(entries.len() as u64);
+            if !entries.is_empty() {
+                self.online.sent(*max_cursor);
+            }
         }
         let bytes = self.channel.send(frame).await?;
         self.relay.metrics.sent_bytes.add(bytes as u64);

@@ -59,6 +59,8 @@ pub(crate) struct Now {
     pub(crate) database_bytes: u64,
     pub(crate) commits: u64,
     pub(crate) uptime_seconds: u64,
+    /// Devices that were woken, could not be, and named nothing of use.
+    pub(crate) wakes: [u64; 3],
 }
 
 impl Metrics {
@@ -104,6 +106,12 @@ impl Metrics {
             refusals.push((format!("{{reason=\"{reason}\"}}"), counter.get()));
         }
         metric("refusals_total", "counter", "What was refused, by reason.", &refusals);
+        let wakes: Vec<_> = ["done", "failed", "refused"]
+            .iter()
+            .zip(now.wakes)
+            .map(|(result, count)| (format!("{{result=\"{result}\"}}"), count))
+            .collect();
+        metric("wakes_total", "counter", "Devices that were to be woken, by what came of it.", &wakes);
         metric("database_bytes", "gauge", "Bytes of the database in use.", &plain(now.database_bytes));
         metric("commits_total", "counter", "Commits, each shared by many pushes.", &plain(now.commits));
         metric("uptime_seconds", "gauge", "Time since the start.", &plain(now.uptime_seconds));
@@ -120,7 +128,8 @@ mod tests {
         let metrics = Metrics::default();
         metrics.stored.add(3);
         metrics.refuse(ErrorCode::GroupFull);
-        let now = Now { connections: 2, groups: 1, database_bytes: 4096, commits: 7, uptime_seconds: 9 };
+        let now =
+            Now { connections: 2, groups: 1, database_bytes: 4096, commits: 7, uptime_seconds: 9, wakes: [1, 2, 3] };
         let text = metrics.render(now);
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let (name, value) = line.rsplit_once(' ').unwrap();
@@ -129,6 +138,7 @@ mod tests {
         for line in [
             "syncrelay_blobs_stored_total 3",
             "syncrelay_connections_active 2",
+            "syncrelay_wakes_total{result=\"failed\"} 2",
             "syncrelay_refusals_total{reason=\"group_full\"} 1",
             "syncrelay_refusals_total{reason=\"storage_full\"} 0",
             "# TYPE syncrelay_database_bytes gauge",

@@ -19,7 +19,8 @@ use crate::access::Shown;
 use crate::config::Limits;
 use crate::limiter::{Connections, Limiter};
 use crate::meetings::{Meetings, Rates};
-use crate::metrics::{Metrics, Now};
+use crate::metrics::{Counter, Metrics, Now};
+use crate::wake::Wakes;
 
 /// Part of a group's room that memberships and rotations have beyond it, without which nobody could be judged.
 const OPEN_ROOM: u64 = 4;
@@ -41,6 +42,8 @@ pub(crate) struct Relay {
     pub(crate) strangers: Limiter<IpAddr>,
     /// Where codes are found.
     pub(crate) meetings: Meetings,
+    /// Who is to be woken.
+    pub(crate) wakes: Arc<Wakes>,
     pub(crate) stop: CancellationToken,
     /// What lets a group be new here; none where everyone may.
     registration: Option<String>,
@@ -68,6 +71,7 @@ impl Relay {
         registration: Option<String>,
     ) -> Result<Self, StoreError> {
         let replica = store.read(|reader| reader.replica_id()).await?;
+        let stop = CancellationToken::new();
         Ok(Self {
             connections: Connections::new(limits.connections, limits.connections_per_address),
             messages: Limiter::new(limits.messages_per_minute),
@@ -82,7 +86,8 @@ impl Relay {
             replica,
             store,
             metrics: Metrics::default(),
-            stop: CancellationToken::new(),
+            wakes: Wakes::new(stop.clone()),
+            stop,
             registration,
             groups: Mutex::default(),
             taking: tokio::sync::Mutex::new(()),
@@ -255,6 +260,7 @@ impl Relay {
             database_bytes,
             commits: self.store.stats().commits,
             uptime_seconds: self.started.elapsed().as_secs(),
+            wakes: [&self.wakes.woken, &self.wakes.not_woken, &self.wakes.refused].map(Counter::get),
         })
     }
 }

@@ -17,7 +17,7 @@ use super::socket::{self, Address};
 use super::{
     Devices, EventLine, Folders, Handed, HomeRelays, Invite, InviteRequest, JoinLine, JoinRequest, Joined,
     OfferedFolders, Outcome, Overview, Page, PlaceRequest, Pushed, RelayRequest, RestoreRequest, Restored,
-    RevokeRequest, SelectRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest,
+    RevokeRequest, SelectRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest, WakeRequest,
 };
 use crate::exit::Failure;
 
@@ -180,6 +180,10 @@ impl ApiClient {
 
     pub(crate) async fn remove_relay(&self, group: &str, url: &str) -> Result<(), Failure> {
         self.done(&format!("/v1/relays/remove?group={group}"), json(&RelayRequest { url: url.to_owned() })?).await
+    }
+
+    pub(crate) async fn set_wake(&self, url: Option<&str>) -> Result<(), Failure> {
+        self.done("/v1/relays/wake", json(&WakeRequest { url: url.map(str::to_owned) })?).await
     }
 
     pub(crate) async fn relays(&self) -> Result<HomeRelays, Failure> {

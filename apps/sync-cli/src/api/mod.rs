@@ -261,6 +261,15 @@ pub(crate) struct RelayRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct HomeRelays {
     pub(crate) relays: Vec<HomeRelay>,
+    /// Where relays wake this device.
+    pub(crate) wake: Option<String>,
+}
+
+/// Names where relays wake this device.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct WakeRequest {
+    /// An address of a push service; none for nowhere.
+    pub(crate) url: Option<String>,
 }
 
 /// A relay as it was added.

@@ -30,7 +30,7 @@ use super::socket::{self, Address};
 use super::{
     Devices, Folders, Handed, HomeRelays, Invite, InviteRequest, JoinLine, JoinRequest, OfferedFolders, Outcome,
     Overview, PAGE_BLOBS, Page, PlaceRequest, Pushed, RateRequest, RelayRequest, RestoreRequest, Restored,
-    RevokeRequest, SelectRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest,
+    RevokeRequest, SelectRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest, WakeRequest,
 };
 use crate::exit::Failure;
 use crate::service::{Events, Service};
@@ -143,6 +143,7 @@ fn routes() -> Vec<Route> {
         reads("/v1/relays", relays),
         acts("/v1/relays", add_relay),
         acts("/v1/relays/remove", remove_relay),
+        acts("/v1/relays/wake", set_wake),
         acts("/v1/limit-rate", limit_rate),
         acts("/v1/stop", stop),
     ]
@@ -501,6 +502,14 @@ async fn add_relay(
     done()
 }
 
+async fn set_wake(
+    State(app): State<App>,
+    request: Result<Json<WakeRequest>, JsonRejection>,
+) -> Answer<serde_json::Value> {
+    app.service.set_wake(request?.url.as_deref()).await?;
+    done()
+}
+
 async fn remove_relay(
     State(app): State<App>,
     query: Result<Query<InGroup>, QueryRejection>,
@@ -667,8 +676,9 @@ mod tests {
             ("Blob", vec![json!(blob)]),
             ("Pushed", vec![json!(Pushed { cursor: 1, blob_id: "0".into() })]),
             ("RelayRequest", vec![json!(RelayRequest { url: "ws://127.0.0.1".into() })]),
-            ("HomeRelays", vec![json!(HomeRelays { relays: vec![] })]),
+            ("HomeRelays", vec![json!(HomeRelays { relays: vec![], wake: None })]),
             ("HomeRelay", vec![json!(crate::api::HomeRelay { url: "ws://127.0.0.1".into(), group: None })]),
+            ("WakeRequest", vec![json!(WakeRequest { url: None })]),
             ("RateRequest", vec![json!(RateRequest { bytes_per_second: None })]),
             ("Undone", vec![json!(Undone { paths: 1 })]),
             (

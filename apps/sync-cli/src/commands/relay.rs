@@ -35,12 +35,23 @@ enum What {
         /// Its address
         url: String,
     },
+    /// Have relays wake this device when something arrives for it while it is away, by an empty POST
+    Wake {
+        /// The https:// address that a push service gave for this device, as UnifiedPush does; `off` for none
+        url: String,
+    },
 }
 
 #[derive(Serialize)]
 struct Line<'a> {
     event: &'static str,
     relay: &'a str,
+}
+
+#[derive(Serialize)]
+struct WakeLine<'a> {
+    event: &'static str,
+    wake: Option<&'a str>,
 }
 
 impl Args {
@@ -70,13 +81,25 @@ impl What {
                 let shown = without_token(url);
                 out.result(format!("removed {shown}"), &Line { event: "removed", relay: shown })
             }
+            Self::Wake { url } => {
+                let wake = Some(url.as_str()).filter(|url| *url != "off");
+                backend.set_wake(wake).await?;
+                let text = wake.map_or_else(
+                    || "relays wake this device no longer".to_owned(),
+                    |url| format!("relays wake this device at {}", clean(url)),
+                );
+                out.result(text, &WakeLine { event: "wake", wake })
+            }
             Self::List => {
                 let mut relays = backend.relays().await?;
                 relays.relays.retain(|relay| relay.group.as_deref().is_none_or(|id| id.starts_with(group)));
-                let text = match &relays.relays[..] {
+                let mut text = match &relays.relays[..] {
                     [] => "no relay; `syncshell relay add ADDRESS` uses one, `sync-relay` runs one".to_owned(),
                     some => some.iter().map(line).collect::<Vec<_>>().join("\n"),
                 };
+                if let Some(url) = &relays.wake {
+                    text += &format!("\nthey wake this device at {}", clean(url));
+                }
                 out.result(text, &relays)
             }
         }

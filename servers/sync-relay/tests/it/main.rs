@@ -18,3 +18,4 @@ mod site;
 mod slow;
 mod tls;
 mod vectors;
+mod wake;

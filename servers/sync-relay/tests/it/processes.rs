@@ -110,6 +110,10 @@ fn a_pushes_and_exits_and_b_starts_later_and_gets_everything_from_the_relay() {
     assert!(ben.ran(&["status"]).contains("files' contents come from devices alone"));
     drop(serving);
 
+    let woken = anna.ran(&["relay", "wake", "https://push.example/up?id=1"]);
+    assert_eq!(woken, "relays wake this device at https://push.example/up?id=1\n");
+    assert!(anna.ran(&["relay", "list"]).ends_with("they wake this device at https://push.example/up?id=1\n"));
+    assert_eq!(anna.ran(&["relay", "wake", "off"]), "relays wake this device no longer\n");
     let removed = anna.ran(&["relay", "remove", &relay.url]);
     assert!(removed.starts_with("removed ws://127.0.0.1"), "{removed}");
 }

@@ -1,6 +1,7 @@
 //! What is held of a feed: ranges of numbers, the head, and where it forks.
 
-use sync_types::{EnvelopeHash, Number, Range};
+use sync_types::bounds::{MAX_RANGES, MAX_WANTS};
+use sync_types::{AuthorId, EnvelopeHash, Number, Range, Want};
 
 /// A set of numbers kept as ranges, ascending and never touching.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -64,6 +65,13 @@ impl RangeSet {
             lacking.push(Range { first: Number(next), last: range.last });
         }
         lacking
+    }
+
+    /// The set without the numbers of some ranges.
+    #[must_use]
+    pub fn without(&self, ranges: &[Range]) -> Self {
+        let out = Self::from_ranges(ranges.iter().copied());
+        Self { ranges: self.ranges.iter().flat_map(|range| out.lacking(*range)).collect() }
     }
 
     /// Takes a number out; false if it was not there.
@@ -133,6 +141,71 @@ impl Default for FeedState {
     }
 }
 
+impl FeedState {
+    /// Takes in an envelope that counts, with the lowest number that it shows to have two hashes.
+    pub fn take(&mut self, number: Number, hash: EnvelopeHash, fork: Option<Number>) {
+        let highest = self.held.highest();
+        if highest.is_none_or(|highest| number > highest) {
+            self.head = hash;
+        } else if highest == Some(number) {
+            // of two the lower hash, whichever came first
+            self.head = self.head.min(hash);
+        }
+        self.held.insert(number);
+        self.fork = [self.fork, fork].into_iter().flatten().min();
+    }
+
+    /// The number below which a blind replica may drop what is old: the last entry stays, and everything from a fork on.
+    #[must_use]
+    pub fn may_expire_below(&self) -> Option<Number> {
+        let highest = self.held.highest()?;
+        Some(self.fork.map_or(highest, |fork| fork.min(highest)))
+    }
+}
+
+/// Numbers of a feed that were dropped, and the hash at their end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DroppedRange {
+    /// The numbers.
+    pub range: Range,
+    /// Hash of the envelope at the last of them.
+    pub head: EnvelopeHash,
+}
+
+impl DroppedRange {
+    /// The same as one range with what was dropped right before and right behind it.
+    #[must_use]
+    pub fn joined(self, before: Option<Self>, behind: Option<Self>) -> Self {
+        let first = before.map_or(self.range.first, |before| before.range.first);
+        // the head of what lies behind is known, that of a gap before it may not be
+        let (last, head) = behind.map_or((self.range.last, self.head), |behind| (behind.range.last, behind.head));
+        Self { range: Range { first, last }, head }
+    }
+}
+
+/// The numbers lacking below the highest held of each feed, at most [`MAX_WANTS`] ranges: `held` has all ranges of one
+/// feed after another, ascending.
+pub fn wants<E>(held: impl IntoIterator<Item = Result<(AuthorId, Range), E>>) -> Result<Vec<Want>, E> {
+    let mut wants = Vec::new();
+    let mut before: Option<(AuthorId, Number)> = None;
+    let mut of_feed = 0;
+    for item in held {
+        let (author, held) = item?;
+        let next = before.filter(|(of, _)| *of == author).map_or(1, |(_, last)| last.0.saturating_add(1));
+        of_feed = if before.is_some_and(|(of, _)| of == author) { of_feed } else { 0 };
+        if next < held.first.0 && of_feed < MAX_RANGES {
+            if wants.len() == MAX_WANTS {
+                break;
+            }
+            // a share for each feed: one full of holes does not hide those of others
+            of_feed += 1;
+            wants.push(Want { author, range: Range { first: Number(next), last: Number(held.first.0 - 1) } });
+        }
+        before = Some((author, held.last));
+    }
+    Ok(wants)
+}
+
 /// What two replicas compare of a forked feed: BLAKE3 over the sorted hashes held from the fork on.
 #[must_use]
 pub fn fork_digest(mut hashes: Vec<EnvelopeHash>) -> [u8; 32] {
@@ -194,6 +267,8 @@ mod tests {
             for number in 1..70 {
                 let lacks = lacking.iter().any(|range| range.contains(Number(number)));
                 prop_assert_eq!(lacks, range.contains(Number(number)) && !numbers.contains(&number));
+                let left = set.without(&[range]).contains(Number(number));
+                prop_assert_eq!(left, numbers.contains(&number) && !range.contains(Number(number)));
             }
         }
     }

@@ -86,6 +86,44 @@ pub struct Judged<'a> {
     pub refused: Vec<(usize, Refusal)>,
 }
 
+/// What is to be stored of a batch.
+#[derive(Debug, Default)]
+pub struct Storable<'a> {
+    /// What counts: operations first, otherwise in the order of the batch.
+    pub accepted: Vec<Accepted<'a>>,
+    /// Envelopes that are stored already.
+    pub duplicates: usize,
+    /// Refused envelopes by their index in the batch.
+    pub refused: Vec<(usize, Refusal)>,
+    /// The membership took in an operation that is not stored: it is to be built anew from what is.
+    pub membership_ahead: bool,
+}
+
+impl<'a> Judged<'a> {
+    /// What a store takes whose numbers end at `last`.
+    ///
+    /// Operations come first: whoever reads along by cursor meets an author's admission before its entries.
+    #[must_use]
+    pub fn storable(self, batch: &[Vec<u8>], last: Number) -> Storable<'a> {
+        let mut storable = Storable { duplicates: self.duplicates, refused: self.refused, ..Storable::default() };
+        let (operations, others): (Vec<_>, Vec<_>) =
+            self.accepted.into_iter().partition(|accepted| accepted.envelope.header.class == Class::Membership);
+        for accepted in operations.into_iter().chain(others) {
+            let header = &accepted.envelope.header;
+            if header.number <= last {
+                storable.accepted.push(accepted);
+                continue;
+            }
+            storable.membership_ahead |= header.class == Class::Membership;
+            let index = batch.iter().position(|bytes| std::ptr::eq(bytes.as_slice(), accepted.envelope.bytes()));
+            let refusal = FormatError::Malformed { field: "number" }.into();
+            storable.refused.push((index.unwrap_or(batch.len()), refusal));
+        }
+        storable.refused.sort_by_key(|(index, _)| *index);
+        storable
+    }
+}
+
 struct Candidate<'a> {
     index: usize,
     envelope: Envelope<'a>,

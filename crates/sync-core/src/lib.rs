@@ -12,7 +12,7 @@ pub mod pairing;
 pub mod serve;
 pub mod session;
 
-pub use feed::{FeedState, RangeSet, fork_digest};
-pub use judge::{Accepted, Held, HeldEnvelope, Judged, Refusal, judge};
+pub use feed::{DroppedRange, FeedState, RangeSet, fork_digest, wants};
+pub use judge::{Accepted, Held, HeldEnvelope, Judged, Refusal, Storable, judge};
 pub use membership::{Admitted, Invited, Membership, MembershipError};
 pub use serve::{Own, Selection, knows_more_than_author};

@@ -296,6 +296,25 @@ impl Membership {
         Ok(false)
     }
 
+    /// Takes in stored membership envelopes; returns how many senders' are not admitted by any of them.
+    ///
+    /// Again and again while someone is admitted: within a batch an entry may stand before what admits its sender.
+    pub fn replay(&mut self, mut left: Vec<Vec<u8>>) -> Result<usize, FormatError> {
+        loop {
+            let before = left.len();
+            let mut still = Vec::new();
+            for bytes in left {
+                if self.apply(&Envelope::parse(&bytes)?).is_err() {
+                    still.push(bytes);
+                }
+            }
+            left = still;
+            if left.is_empty() || left.len() == before {
+                return Ok(left.len());
+            }
+        }
+    }
+
     /// Looks at what may count now that an author has another standing, and so on until nothing more does.
     fn settle(&mut self, author: AuthorId) {
         let mut grown = vec![author];

@@ -72,6 +72,19 @@ impl Selection {
         self.allows(author, number, class) && !self.feeds.get(author).is_some_and(held)
     }
 
+    /// Whether the peer is sent this entry: `along` says that it reads along, `forked` that the entry's feed has two
+    /// branches here.
+    ///
+    /// Among everything are all operations and rotations, also under numbers that the peer says it holds: it may hold
+    /// another branch there, and would refuse whom they admit, or have been told that a snapshot covers them.
+    #[must_use]
+    pub fn sends(&self, author: &AuthorId, number: Number, class: Class, along: bool, forked: bool) -> bool {
+        let open = self.scope == Scope::All && class != Class::Sealed;
+        // of a fork that showed after the peer said what it holds, it may hold either branch
+        let branch = (along && forked) || open;
+        self.wanted(author, number, class) || (branch && self.allows(author, number, class))
+    }
+
     /// Whether the peer may be sent this entry whatever it holds under its number: one of another branch, that is.
     #[must_use]
     pub fn allows(&self, author: &AuthorId, number: Number, class: Class) -> bool {

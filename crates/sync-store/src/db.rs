@@ -29,6 +29,7 @@ use sync_types::{Cursor, GroupId};
 
 pub use append::Appended;
 use cache::Group;
+pub use cache::make_check;
 pub use folders::{
     ChunkPlace, DiskState, FileRow, FileRowId, FolderRow, FolderRowId, FolderTotals, KeptRow, KeptRowId, NewKept,
 };

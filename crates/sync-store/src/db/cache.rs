@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rand_core::CryptoRng;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
-use sync_core::{FeedState, Held, HeldEnvelope, Membership, RangeSet};
+use sync_core::{DroppedRange, FeedState, Held, HeldEnvelope, Membership, RangeSet};
 use sync_types::{AuthorId, Check, Class, Cursor, Envelope, EnvelopeHash, GroupId, Header, Number, Range};
 
 use super::convert::{MAX_CURSOR, cursor_of, row_id, signed, unsigned};
@@ -112,29 +112,14 @@ fn replay(conn: &Connection, gid: i64, membership: &mut Membership) -> Result<()
     let mut statement = conn.prepare_cached(
         "SELECT e.bytes FROM entries e JOIN feeds f ON f.feed = e.feed WHERE f.gid = ?1 AND e.class = 1 ORDER BY e.id",
     )?;
-    let mut left =
+    let stored =
         statement.query_map([gid], |row| row.get::<_, Vec<u8>>(0))?.collect::<Result<Vec<_>, rusqlite::Error>>()?;
-    // again and again while someone is admitted: within a batch an entry may stand before what admits its sender
-    loop {
-        let before = left.len();
-        let mut still = Vec::new();
-        for bytes in left {
-            let envelope =
-                Envelope::parse(&bytes).map_err(|_| StoreError::corrupt("a membership entry cannot be read"))?;
-            if membership.apply(&envelope).is_err() {
-                still.push(bytes);
-            }
-        }
-        left = still;
-        if left.is_empty() {
-            return Ok(());
-        }
-        if left.len() == before {
-            // what admitted them was an own entry that was moved and not issued again
-            tracing::warn!(entries = left.len(), "membership entries of senders who are not admitted");
-            return Ok(());
-        }
+    let left = membership.replay(stored).map_err(|_| StoreError::corrupt("a membership entry cannot be read"))?;
+    if left > 0 {
+        // what admitted them was an own entry that was moved and not issued again
+        tracing::warn!(entries = left, "membership entries of senders who are not admitted");
     }
+    Ok(())
 }
 
 fn feeds(conn: &Connection, gid: i64) -> Result<BTreeMap<AuthorId, Feed>, StoreError> {
@@ -174,26 +159,22 @@ pub(super) fn held_at(conn: &Connection, feed: i64, number: Number) -> Result<Ve
     if !held.is_empty() {
         return Ok(held);
     }
-    let end = dropped_at(conn, feed, number)?.filter(|(range, _)| range.last == number);
-    Ok(end.map(|(_, hash)| HeldEnvelope { hash, previous: None }).into_iter().collect())
+    let end = dropped_at(conn, feed, number)?.filter(|dropped| dropped.range.last == number);
+    Ok(end.map(|dropped| HeldEnvelope { hash: dropped.head, previous: None }).into_iter().collect())
 }
 
 /// What was dropped around a number of a feed, and the hash at its end.
-pub(super) fn dropped_at(
-    conn: &Connection,
-    feed: i64,
-    number: Number,
-) -> Result<Option<(Range, EnvelopeHash)>, StoreError> {
+pub(super) fn dropped_at(conn: &Connection, feed: i64, number: Number) -> Result<Option<DroppedRange>, StoreError> {
     let mut statement = conn.prepare_cached(
         "SELECT first, last, head FROM dropped WHERE feed = ?1 AND first <= ?2 ORDER BY first DESC LIMIT 1",
     )?;
     let dropped = statement
         .query_row((feed, signed(number.0)), |row| {
             let range = Range { first: Number(unsigned(row.get(0)?)), last: Number(unsigned(row.get(1)?)) };
-            Ok((range, EnvelopeHash(row.get(2)?)))
+            Ok(DroppedRange { range, head: EnvelopeHash(row.get(2)?) })
         })
         .optional()?;
-    Ok(dropped.filter(|(range, _)| range.contains(number)))
+    Ok(dropped.filter(|dropped| dropped.range.contains(number)))
 }
 
 /// What the judge asks; only what a feed's ranges name is looked up.
@@ -307,18 +288,10 @@ impl<'a> Inserter<'a> {
             waits.map(|epoch| epoch.hash),
             row.envelope.bytes(),
         ])?;
-        let highest = feed.state.held.highest();
-        if highest.is_none_or(|highest| header.number > highest) {
-            feed.state.head = row.hash;
-        } else if highest == Some(header.number) {
-            // of two the lower hash, whichever came first
-            feed.state.head = feed.state.head.min(row.hash);
-        }
         let grown = self.grown.entry(header.sender).or_default();
         grown.joined |= header.number.next().is_some_and(|next| feed.state.held.contains(next));
         grown.numbers.push(header.number);
-        feed.state.held.insert(header.number);
-        feed.state.fork = [feed.state.fork, row.fork].into_iter().flatten().min();
+        feed.state.take(header.number, row.hash, row.fork);
         if header.class == Class::Membership {
             self.group.membership_changed();
         }
@@ -382,7 +355,7 @@ pub(super) fn next_cursor(group: &Group) -> Result<Cursor, StoreError> {
 }
 
 /// Draws what stands beside a cursor.
-pub(super) fn make_check(rng: &mut dyn CryptoRng) -> Check {
+pub fn make_check(rng: &mut dyn CryptoRng) -> Check {
     let mut check = Check::NONE;
     // cursor 0 alone has the check of zeros
     while check == Check::NONE {

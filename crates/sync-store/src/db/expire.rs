@@ -4,7 +4,7 @@
 //! The last entry of each feed stays: from it a member sees that something lacks.
 
 use rusqlite::Connection;
-use sync_core::RangeSet;
+use sync_core::DroppedRange;
 use sync_types::{Class, Cursor, EnvelopeHash, GroupId, Number, Range, Timestamp, Want};
 
 use super::cache::{Feed, write_ranges};
@@ -102,7 +102,7 @@ impl Change<'_> {
                 let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
                 let range = Range { first: Number(first.number), last: Number(last.number) };
                 let whole = Range { first: Number(1), last: MAX_NUMBER };
-                add_dropped(conn, feed.row, range, EnvelopeHash(last.hash), whole)?;
+                add_dropped(conn, feed.row, DroppedRange { range, head: EnvelopeHash(last.hash) }, whole)?;
             }
             if dropped.entries >= limit {
                 break;
@@ -129,8 +129,7 @@ impl Change<'_> {
             for range in &lacking {
                 forget.execute((feed.row, signed(range.first.0)))?;
             }
-            let held = feed.state.held.ranges().iter().flat_map(|range| without(*range, &lacking));
-            feed.state.held = RangeSet::from_ranges(held.collect::<Vec<_>>());
+            feed.state.held = feed.state.held.without(&lacking);
             write_ranges(conn, feed)?;
         }
         Ok(any)
@@ -138,8 +137,7 @@ impl Change<'_> {
 }
 
 fn old_entries(conn: &Connection, feed: &Feed, last: i64, limit: usize) -> Result<Vec<Old>, StoreError> {
-    let Some(highest) = feed.state.held.highest() else { return Ok(Vec::new()) };
-    let below = feed.state.fork.map_or(highest, |fork| fork.min(highest));
+    let Some(below) = feed.state.may_expire_below() else { return Ok(Vec::new()) };
     let mut statement = conn.prepare_cached(
         "SELECT id, number, hash, length(bytes) FROM entries \
          WHERE feed = ?1 AND number < ?2 AND id <= ?3 AND class = ?4 AND state = 0 ORDER BY number LIMIT ?5",
@@ -161,19 +159,4 @@ fn overlapping(conn: &Connection, feed: i64, range: Range) -> Result<Vec<Range>,
         Ok(Range { first: Number(unsigned(row.get(0)?)), last: Number(unsigned(row.get(1)?)) })
     })?;
     Ok(rows.collect::<Result<_, rusqlite::Error>>()?)
-}
-
-/// What of a range is in none of these, which are sorted.
-fn without(range: Range, gaps: &[Range]) -> Vec<Range> {
-    let (mut left, mut first) = (Vec::new(), range.first.0);
-    for gap in gaps.iter().filter(|gap| gap.first <= range.last && gap.last >= range.first) {
-        if first < gap.first.0 {
-            left.push(Range { first: Number(first), last: Number(gap.first.0 - 1) });
-        }
-        first = gap.last.0 + 1;
-    }
-    if first <= range.last.0 {
-        left.push(Range { first: Number(first), last: range.last });
-    }
-    left
 }

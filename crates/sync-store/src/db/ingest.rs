@@ -2,7 +2,7 @@
 
 use sync_core::{Refusal, judge};
 use sync_types::bounds::MAX_WANTS;
-use sync_types::{AuthorId, Check, Class, Cursor, EnvelopeHash, EpochId, FormatError, GroupId, Number, Want};
+use sync_types::{AuthorId, Check, Class, Cursor, EnvelopeHash, EpochId, GroupId, Number, Want};
 
 use super::cache::{HeldFeeds, Inserter, NewRow, Origin, make_check, next_cursor};
 use super::convert::{MAX_NUMBER, row_id};
@@ -92,24 +92,15 @@ impl Change<'_> {
     ) -> Result<(Ingested, bool), StoreError> {
         let Change { conn, rng, group } = self;
         let judged = judge(id, &mut group.membership, &mut HeldFeeds { conn, feeds: &group.feeds }, batch)?;
-        let mut ingested = Ingested { duplicates: judged.duplicates, refused: judged.refused, ..Ingested::default() };
-        let mut reload = false;
+        let storable = judged.storable(batch, MAX_NUMBER);
+        let mut ingested =
+            Ingested { duplicates: storable.duplicates, refused: storable.refused, ..Ingested::default() };
         let own = group.author;
         let mut touched = Vec::new();
         let origin = Origin::Arrived { source };
         let mut inserter = Inserter::new(conn, rng, group)?;
-        // operations first: whoever reads along by cursor meets an author's admission before its entries
-        let (operations, others): (Vec<_>, Vec<_>) =
-            judged.accepted.iter().partition(|accepted| accepted.envelope.header.class == Class::Membership);
-        for accepted in operations.into_iter().chain(others) {
+        for accepted in &storable.accepted {
             let header = &accepted.envelope.header;
-            if header.number > MAX_NUMBER {
-                reload |= header.class == Class::Membership;
-                let index = batch.iter().position(|bytes| std::ptr::eq(bytes.as_slice(), accepted.envelope.bytes()));
-                let refusal = FormatError::Malformed { field: "number" }.into();
-                ingested.refused.push((index.unwrap_or(batch.len()), refusal));
-                continue;
-            }
             let readable = header.class != Class::Sealed || readable(header.epoch);
             let (envelope, hash, fork) = (&accepted.envelope, accepted.hash, accepted.fork);
             let cursor = inserter.add(&NewRow { envelope, hash, waits: !readable, origin, fork })?;
@@ -125,7 +116,6 @@ impl Change<'_> {
             ingested.own_feed_foreign |= author == own;
         }
         inserter.finish()?;
-        ingested.refused.sort_by_key(|(index, _)| *index);
         ingested.forks.sort_unstable();
         ingested.forks.dedup_by_key(|(author, _)| *author);
         touched.sort_unstable();
@@ -139,7 +129,7 @@ impl Change<'_> {
             group.behind = true;
             conn.prepare_cached("UPDATE groups SET behind = 1 WHERE gid = ?1")?.execute([group.gid])?;
         }
-        Ok((ingested, reload))
+        Ok((ingested, storable.membership_ahead))
     }
 
     fn epoch_readable(self, epoch: EpochId) -> Result<usize, StoreError> {

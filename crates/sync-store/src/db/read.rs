@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension};
 use sync_core::serve::Own;
 use sync_core::{FeedState, RangeSet, Selection, fork_digest, knows_more_than_author};
-use sync_types::bounds::{MAX_FEEDS, MAX_RANGES, MAX_WANTS};
+use sync_types::bounds::{MAX_FEEDS, MAX_RANGES};
 use sync_types::{
     AuthorId, Carried, Check, Class, Cursor, EnvelopeHash, FeedHave, GroupId, Number, Range, Scope, Want,
 };
@@ -119,11 +119,8 @@ impl<'c> Reader<'c> {
         }
     }
 
-    /// Entries for a peer: what a selection wants after a cursor; for one that reads along, without what came from it
+    /// Entries for a peer: what a selection sends after a cursor; for one that reads along, without what came from it
     /// (`not_from`), and with both branches of a fork.
-    ///
-    /// Among everything are all operations and rotations, also under numbers that the peer says it holds: it may hold another
-    /// branch there, and would refuse whom they admit, or have been told that a snapshot covers them.
     pub fn read_after(
         &self,
         group: &GroupId,
@@ -132,15 +129,11 @@ impl<'c> Reader<'c> {
         selection: &Selection,
         not_from: Option<PeerId>,
     ) -> Result<Batch, StoreError> {
-        let everything = selection.scope() == Scope::All;
-        let sql = if everything { SERVED } else { SERVED_OPEN };
+        let sql = if selection.scope() == Scope::All { SERVED } else { SERVED_OPEN };
         let scan = self.scan(self.gid(group)?, after, limits, sql, |row| {
             let Meta { author, number, class, source, forked, .. } = row;
-            // of a fork that showed after the peer said what it holds, it may hold either branch
-            let branch = (not_from.is_some() && *forked) || (everything && *class != Class::Sealed);
-            let wanted = selection.wanted(author, *number, *class);
             (not_from.is_none() || *source != not_from)
-                && (wanted || (branch && selection.allows(author, *number, *class)))
+                && selection.sends(author, *number, *class, not_from.is_some(), *forked)
         })?;
         let carried = |row: &Meta| Ok(Carried { cursor: cursor_of(row.id), envelope: self.bytes(row.id)? });
         Ok(Batch {
@@ -268,31 +261,14 @@ impl<'c> Reader<'c> {
         Ok(statement.query_row((gid, author.0), FeedRow::read).optional()?)
     }
 
-    /// The numbers lacking below the highest held, at most [`MAX_WANTS`] ranges.
+    /// The numbers lacking below the highest held, at most [`MAX_WANTS`](sync_types::bounds::MAX_WANTS) ranges.
     pub fn wants(&self, group: &GroupId) -> Result<Vec<Want>, StoreError> {
         let mut statement = self.conn.prepare_cached(
             "SELECT r.first, r.last, f.author FROM feeds f JOIN feed_ranges r ON r.feed = f.feed \
              WHERE f.gid = ?1 ORDER BY f.feed, r.first",
         )?;
-        let mut rows = statement.query([self.gid(group)?])?;
-        let mut wants = Vec::new();
-        let mut before: Option<(AuthorId, Number)> = None;
-        let mut of_feed = 0;
-        while let Some(row) = rows.next()? {
-            let (held, author) = (range(row)?, AuthorId(row.get(2)?));
-            let next = before.filter(|(of, _)| *of == author).map_or(1, |(_, last)| last.0 + 1);
-            of_feed = if before.is_some_and(|(of, _)| of == author) { of_feed } else { 0 };
-            if next < held.first.0 && of_feed < MAX_RANGES {
-                if wants.len() == MAX_WANTS {
-                    break;
-                }
-                // a share for each feed: one full of holes does not hide those of others
-                of_feed += 1;
-                wants.push(Want { author, range: Range { first: Number(next), last: Number(held.first.0 - 1) } });
-            }
-            before = Some((author, held.last));
-        }
-        Ok(wants)
+        let rows = statement.query_map([self.gid(group)?], |row| Ok((AuthorId(row.get(2)?), range(row)?)))?;
+        Ok(sync_core::wants(rows)?)
     }
 
     /// What is held of what a peer lacks, by feed and number, up to the limits.

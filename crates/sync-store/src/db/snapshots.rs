@@ -4,7 +4,7 @@
 //! of each range of dropped numbers, and the envelope at the end of what is covered of a feed, which is never dropped.
 
 use rusqlite::{Connection, OptionalExtension, params};
-use sync_core::RangeSet;
+use sync_core::{DroppedRange, RangeSet};
 use sync_types::{AuthorId, Class, Cursor, EnvelopeHash, GroupId, Number, Range};
 
 use super::cache::{self, Feed, held_at, write_head, write_ranges};
@@ -404,7 +404,7 @@ impl Change<'_> {
                 };
                 // what follows names the hash, whatever a snapshot says; what was dropped there itself takes the gap in
                 let head = behind.iter().find_map(|behind| behind.previous).unwrap_or(*head);
-                add_dropped(conn, feed.row, *gap, head, *range)?;
+                add_dropped(conn, feed.row, DroppedRange { range: *gap, head }, *range)?;
             }
             if !lacking.is_empty() {
                 adopted.push(*range);
@@ -454,7 +454,7 @@ impl Change<'_> {
             for run in gone.chunk_by(|one, next| one.number + 1 == next.number && one.run == next.run) {
                 let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
                 let range = Range { first: Number(first.number), last: Number(last.number) };
-                add_dropped(conn, row, range, last.hash, first.run)?;
+                add_dropped(conn, row, DroppedRange { range, head: last.hash }, first.run)?;
             }
             if dropped.entries >= limit {
                 break;
@@ -585,13 +585,8 @@ fn one(changed: usize) -> Result<(), StoreError> {
 
 /// Adds a range whose envelopes are not here, joined with those beside it in the same run; the hash at the end of a run is
 /// kept, since a snapshot names it.
-pub(super) fn add_dropped(
-    conn: &Connection,
-    feed: i64,
-    range: Range,
-    head: EnvelopeHash,
-    run: Range,
-) -> Result<(), StoreError> {
+pub(super) fn add_dropped(conn: &Connection, feed: i64, dropped: DroppedRange, run: Range) -> Result<(), StoreError> {
+    let range = dropped.range;
     let before = match range.first.previous() {
         Some(before) if run.contains(before) => cache::dropped_at(conn, feed, before)?,
         _ => None,
@@ -600,20 +595,17 @@ pub(super) fn add_dropped(
         Some(next) if run.contains(next) => cache::dropped_at(conn, feed, next)?,
         _ => None,
     };
-    let first = before.map_or(range.first, |(before, _)| before.first);
     let mut delete = conn.prepare_cached("DELETE FROM dropped WHERE feed = ?1 AND first = ?2")?;
-    let (mut last, mut hash) = (range.last, head);
-    // the head of what lies behind is known, that of a gap before it may not be
-    if let Some((behind, end)) = behind {
-        delete.execute((feed, signed(behind.first.0)))?;
-        (last, hash) = (behind.last, end);
+    if let Some(behind) = behind {
+        delete.execute((feed, signed(behind.range.first.0)))?;
     }
-    delete.execute((feed, signed(first.0)))?;
+    let DroppedRange { range, head } = dropped.joined(before, behind);
+    delete.execute((feed, signed(range.first.0)))?;
     conn.prepare_cached("INSERT INTO dropped (feed, first, last, head) VALUES (?1, ?2, ?3, ?4)")?.execute((
         feed,
-        signed(first.0),
-        signed(last.0),
-        hash.0,
+        signed(range.first.0),
+        signed(range.last.0),
+        head.0,
     ))?;
     Ok(())
 }

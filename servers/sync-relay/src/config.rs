@@ -13,8 +13,12 @@ use sync_types::bounds::{MAX_APP_BYTES, MAX_ENVELOPE, MAX_TEXT};
 pub struct Config {
     /// Where it listens; the loopback network unless told otherwise.
     pub bind: SocketAddr,
-    /// Directory of its database and key.
+    /// Directory of its key, and of its database unless that is in PostgreSQL.
     pub data: PathBuf,
+    /// Address of a database in PostgreSQL, as `postgres://USER:PASSWORD@HOST/NAME`; unless set, SQLite in `data`.
+    pub database: Option<String>,
+    /// File of certificates that may sign that of PostgreSQL, as PEM; those that web sites are signed by unless set.
+    pub database_ca: Option<PathBuf>,
     /// The name under which devices reach it, for the address it prints; the one it listens on unless set.
     pub host: Option<String>,
     /// Whether it goes without TLS; unless set, only where it listens on the loopback network and has no `cert`.
@@ -72,6 +76,8 @@ impl Default for Config {
         Self {
             bind: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), DEFAULT_PORT),
             data: default_data(),
+            database: None,
+            database_ca: None,
             host: None,
             plain: None,
             cert: None,
@@ -186,6 +192,9 @@ impl Config {
         if self.cert.is_some() && self.is_plain() {
             return Err(ConfigError::Value("a certificate is of no use with plain = true: set one of them"));
         }
+        if self.database_ca.is_some() && self.database.is_none() {
+            return Err(ConfigError::Value("database_ca is of no use without database: set both or none"));
+        }
         if self.sweep_seconds == 0 {
             return Err(ConfigError::Value("sweep_seconds is at least 1"));
         }
@@ -233,6 +242,7 @@ mod tests {
             "host = 'a:1'",
             "sweep_seconds = 0",
             "cert = 'a.pem'",
+            "database_ca = 'a.pem'",
             "cert = 'a.pem'\nkey = 'b.pem'\nplain = true",
             "[limits]\nblob_bytes = 2000000",
             "[limits]\nconnections = 0",

@@ -1,16 +1,14 @@
-//! The directory of a relay: its key, its operator's token and its database.
+//! The directory of a relay: its key, its operator's token, and its database where that is SQLite.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use data_encoding::BASE64URL_NOPAD;
-use sync_store::{Store, StoreError};
 use zeroize::Zeroizing;
 
 const KEY: &str = "relay.key";
 const TOKEN: &str = "registration-token";
-const DATABASE: &str = "relay.db";
 const LOCK: &str = "lock";
 /// The address of the relay that runs, for who asks it from this machine.
 const ADDRESS: &str = "address";
@@ -39,14 +37,6 @@ pub enum DataError {
     /// No relay has run on it.
     #[error("no relay has run in {0}; start it, or name its directory with --data")]
     NotRun(PathBuf),
-    /// The database cannot be used.
-    #[error("cannot use the database in {path}: {source}")]
-    Store {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        source: StoreError,
-    },
 }
 
 /// An open directory.
@@ -61,7 +51,7 @@ pub(crate) struct Data {
 
 impl Data {
     /// Opens a directory, and makes it and what belongs into it where it is not there.
-    pub(crate) fn open(path: &Path) -> Result<(Self, Store), DataError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, DataError> {
         let io = |at: &Path| {
             let path = at.to_owned();
             move |source| DataError::Io { path, source }
@@ -81,11 +71,7 @@ impl Data {
         let secret = Zeroizing::new(secret.ok_or(DataError::Key(key_path))?);
         let token_path = path.join(TOKEN);
         let token = kept(&token_path, || BASE64URL_NOPAD.encode(&draw::<12>())).map_err(io(&token_path))?;
-        let database = path.join(DATABASE);
-        private().create(true).truncate(false).open(&database).map_err(io(&database))?;
-        let store = Store::open(&database, rand_core::UnwrapErr(getrandom::SysRng))
-            .map_err(|source| DataError::Store { path: path.to_owned(), source })?;
-        Ok((Self { secret, token: token.trim().to_owned(), _lock: lock }, store))
+        Ok(Self { secret, token: token.trim().to_owned(), _lock: lock })
     }
 }
 
@@ -149,7 +135,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
 }
 
 /// How files are opened that nobody else may read.
-fn private() -> OpenOptions {
+pub(crate) fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true);
     #[cfg(unix)]
@@ -161,16 +147,15 @@ fn private() -> OpenOptions {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn the_key_stays_the_same_and_nobody_else_may_read_it() {
+    #[test]
+    fn the_key_stays_the_same_and_nobody_else_may_read_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
-        let (first, store) = Data::open(&path).unwrap();
+        let first = Data::open(&path).unwrap();
         assert!(matches!(Data::open(&path), Err(DataError::Busy(_))));
-        store.close().await.unwrap();
         let (secret, token) = (first.secret.clone(), first.token.clone());
         drop(first);
-        let (again, _store) = Data::open(&path).unwrap();
+        let again = Data::open(&path).unwrap();
         assert_eq!((again.secret.clone(), &again.token), (secret, &token));
         assert!(token.len() >= 16);
         #[cfg(unix)]

@@ -19,6 +19,7 @@ mod metrics;
 mod operate;
 mod relay;
 mod server;
+mod storage;
 mod tls;
 mod wake;
 
@@ -26,4 +27,5 @@ pub use config::{Config, ConfigError, Limits};
 pub use data::DataError;
 pub use operate::{OperateError, check, stats};
 pub use server::{Server, StartError};
+pub use storage::StorageError;
 pub use tls::TlsError;

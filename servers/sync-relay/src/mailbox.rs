@@ -11,14 +11,15 @@ use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use sync_core::session::{Config, Effect, Ends, NO_AUTHOR, REFUSED_TEXT, Reply, Report, Session, Side};
 use sync_store::Limits;
-use sync_store::exec::{self, Arrival, Pull};
+use sync_store::exec::{Arrival, Pull};
 use sync_types::bounds::MAX_FRAME;
-use sync_types::{AuthorId, ErrorCode, Frame};
+use sync_types::{AuthorId, ErrorCode, Frame, GroupId};
 
 use crate::access::{Shown, examine};
 use crate::channel::{Channel, ChannelError};
 use crate::limiter::{Place, subscriber};
-use crate::relay::{HostError, Hosted, Relay, failed};
+use crate::relay::{HostError, Relay, failed};
+use crate::storage::{Live, Reading};
 use crate::wake::Online;
 
 /// Time for the handshake and for what a device shows first.
@@ -49,18 +50,18 @@ pub(crate) async fn serve(relay: Arc<Relay>, socket: WebSocket, address: IpAddr,
     if relay.messages.is_empty(&shown.author, Instant::now()) {
         return refuse(&relay, channel, ErrorCode::TooFast, TOO_FAST_TEXT).await;
     }
-    let hosted = match relay.host(&shown).await {
-        Ok(hosted) => hosted,
+    let live = match relay.host(&shown).await {
+        Ok(live) => live,
         Err(HostError::Refused(code, text)) => {
             relay.messages.take(shown.author, Instant::now());
             return refuse(&relay, channel, code, text).await;
         }
-        Err(HostError::Store(error)) => {
+        Err(HostError::Storage(error)) => {
             let Reply::Failed { text } = failed(&error) else { return };
             return refuse(&relay, channel, ErrorCode::Unavailable, &text).await;
         }
     };
-    Talk::new(relay, channel, hosted, shown).run().await;
+    Talk::new(relay, channel, live, shown).run().await;
     drop(place);
 }
 
@@ -100,7 +101,8 @@ async fn refuse(relay: &Relay, mut channel: Channel, code: ErrorCode, text: &str
 struct Talk {
     relay: Arc<Relay>,
     channel: Channel,
-    hosted: Arc<Hosted>,
+    group: GroupId,
+    live: Live,
     author: AuthorId,
     session: Session,
     /// What was shown, for the session.
@@ -114,11 +116,11 @@ struct Talk {
 }
 
 impl Talk {
-    fn new(relay: Arc<Relay>, channel: Channel, hosted: Arc<Hosted>, shown: Shown) -> Self {
+    fn new(relay: Arc<Relay>, channel: Channel, live: Live, shown: Shown) -> Self {
         let config = Config {
             side: Side::Acceptor,
             ends: Ends::Blind,
-            group: hosted.id,
+            group: shown.group,
             author: NO_AUTHOR,
             replica: relay.replica,
             token: Vec::new(),
@@ -128,11 +130,12 @@ impl Talk {
             addresses: Vec::new(),
             incarnation: [0; 8],
         };
-        let online = relay.wakes.enter(hosted.id, shown.author);
+        let online = relay.wakes.enter(shown.group, shown.author);
         Self {
             relay,
             channel,
-            hosted,
+            group: shown.group,
+            live,
             author: shown.author,
             session: Session::new(config),
             hello: Some(shown.hello),
@@ -158,9 +161,8 @@ impl Talk {
     }
 
     async fn talk(&mut self) -> Result<(), ChannelError> {
-        let Ok(mut newest) = self.relay.store.watch(&self.hosted.id) else { return Ok(()) };
-        self.session.handle_newest(*newest.borrow_and_update());
-        let mut wanted = self.hosted.wanted.subscribe();
+        let newest = *self.live.newest.borrow_and_update();
+        self.session.handle_newest(newest);
         if let Some(hello) = self.hello.take() {
             self.session.handle_frame(hello);
         }
@@ -184,17 +186,17 @@ impl Talk {
                         self.session.handle_reply(reply);
                     }
                 }
-                changed = newest.changed() => match changed {
-                    Ok(()) => self.session.handle_newest(*newest.borrow_and_update()),
-                    Err(_) => return Ok(()),
-                },
-                Ok(()) = wanted.changed() => {
-                    let id = self.hosted.id;
-                    match self.relay.store.read(move |reader| reader.wants(&id)).await {
-                        Ok(wants) => self.session.handle_wants(wants),
-                        Err(error) => tracing::warn!(%error, "database does not work"),
+                changed = self.live.newest.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
                     }
+                    let newest = *self.live.newest.borrow_and_update();
+                    self.session.handle_newest(newest);
                 }
+                Ok(()) = self.live.wanted.changed() => match self.relay.storage.wants(self.group).await {
+                    Ok(wants) => self.session.handle_wants(wants),
+                    Err(error) => tracing::warn!(%error, "database does not work"),
+                },
                 () = &mut deadline, if !self.established => return Err(ChannelError::Lost),
                 () = stop.cancelled() => return Ok(()),
             }
@@ -205,11 +207,7 @@ impl Talk {
     async fn take(&mut self, frame: Frame, bytes: usize) -> Result<(), ChannelError> {
         self.relay.metrics.received_bytes.add(bytes as u64);
         match &frame {
-            Frame::Wake { url } => {
-                if let Ok(newest) = self.relay.store.watch(&self.hosted.id) {
-                    self.online.set(url, newest);
-                }
-            }
+            Frame::Wake { url } => self.online.set(url, self.live.newest.clone()),
             Frame::PushAck { cursor } => self.online.acknowledged(*cursor),
             _ => {}
         }
@@ -246,8 +244,8 @@ impl Talk {
                 Effect::Send(frame) => self.send(&frame).await?,
                 Effect::Store { id, replica, batch, position } => {
                     let arrival = Arrival { replica, batch, position };
-                    let (relay, hosted) = (self.relay.clone(), self.hosted.clone());
-                    self.storing.push_back(relay.store(hosted, self.told_full.clone(), id, arrival).boxed());
+                    let store = self.relay.clone().store(self.group, self.told_full.clone(), id, arrival);
+                    self.storing.push_back(store.boxed());
                 }
                 Effect::Report(Report::Established { .. }) => {
                     self.established = true;
@@ -259,7 +257,7 @@ impl Talk {
                     }
                     return Ok(true);
                 }
-                effect => self.reading.push_back(read(self.relay.clone(), self.hosted.clone(), effect).boxed()),
+                effect => self.reading.push_back(read(self.relay.clone(), self.group, effect).boxed()),
             }
         }
         Ok(false)
@@ -279,28 +277,21 @@ impl Talk {
 }
 
 /// Carries out an effect that only reads.
-async fn read(relay: Arc<Relay>, hosted: Arc<Hosted>, effect: Effect) -> Option<Reply> {
-    let id = hosted.id;
-    let store = &relay.store;
+async fn read(relay: Arc<Relay>, group: GroupId, effect: Effect) -> Option<Reply> {
+    let storage = &relay.storage;
     let reply = match effect {
-        Effect::Survey { replica } => store.read(move |reader| exec::survey(reader, &id, &replica)).await,
+        Effect::Survey { replica } => storage.survey(group, replica).await,
         Effect::Select { scope, after, check, have, covered, .. } => {
-            let pull = Pull { scope, after, check, have, covered };
-            store.read(move |reader| exec::select_anyway(reader, &id, &pull)).await
+            storage.select(group, Pull { scope, after, check, have, covered }).await
         }
         Effect::Read { scope, not_from, after, limit, bytes, selection } => {
             let limits = Limits { entries: limit, bytes };
-            let read = move |reader: &sync_store::Reader<'_>| {
-                exec::read(reader, &id, scope, not_from, after, limits, &selection)
-            };
-            store.read(read).await
+            storage.read(group, Reading { scope, not_from, after, limits, selection }).await
         }
-        Effect::ReadWanted { request, wants } => {
-            if let Err(error) = relay.want_again(&hosted, &wants).await {
-                return Some(failed(&error));
-            }
-            store.read(move |reader| exec::read_wanted(reader, &id, request, &wants)).await
-        }
+        Effect::ReadWanted { request, wants } => match storage.want_again(group, wants.clone()).await {
+            Ok(()) => storage.read_wanted(group, request, wants).await,
+            Err(error) => Err(error),
+        },
         // what a device holds is its own matter, and what a session reports is for people
         _ => return None,
     };

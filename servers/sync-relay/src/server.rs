@@ -15,7 +15,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use sync_link::noise::{MAX_MESSAGE, public_key};
 use sync_link::relay::{CHANNEL_PATH, RelayUrl};
-use sync_store::StoreError;
 use sync_types::Timestamp;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,8 +28,9 @@ use crate::config::{Config, ConfigError};
 use crate::data::{Data, DataError, note_address};
 use crate::limiter::{Place, TooMany, subscriber};
 use crate::relay::Relay;
+use crate::storage::StorageError;
 use crate::tls::{Identity, TlsError};
-use crate::{mailbox, meetings};
+use crate::{mailbox, meetings, storage};
 
 /// Time for a request to come whole; a socket that says nothing is closed.
 pub(crate) const REQUEST_WAIT: Duration = Duration::from_secs(10);
@@ -62,7 +62,7 @@ pub enum StartError {
     Tls(#[from] TlsError),
     /// The database cannot be read.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Storage(#[from] StorageError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}; name another with --bind, or stop what listens there")]
     Bind {
@@ -109,7 +109,8 @@ impl Server {
         config.check()?;
         let path = config.data.clone();
         let opening = tokio::task::spawn_blocking(move || Data::open(&path)).await;
-        let (data, store) = opening.expect("BUG: opening does not panic and is not cancelled")?;
+        let data = opening.expect("BUG: opening does not panic and is not cancelled")?;
+        let storage = storage::open(&config).await?;
         let bind = |source| StartError::Bind { address: config.bind, source };
         let listener = TcpListener::bind(config.bind).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
@@ -132,7 +133,7 @@ impl Server {
         if let Some(token) = &registration {
             url = url.with_token(token);
         }
-        let relay = Relay::new(config.limits.clone(), data.secret.clone(), store, registration).await?;
+        let relay = Relay::new(config.limits.clone(), data.secret.clone(), storage, registration);
         let keep = (config.keep_seconds > 0).then(|| Duration::from_secs(config.keep_seconds));
         let every = Duration::from_secs(config.sweep_seconds);
         let Config { behind_proxy, public_metrics, .. } = config;
@@ -165,13 +166,13 @@ impl Server {
     }
 
     /// Ends connections, stores what was taken, and writes everything into the database's main file.
-    pub async fn stop(self) -> Result<(), StoreError> {
+    pub async fn stop(self) -> Result<(), StorageError> {
         self.inner.relay.stop.cancel();
         // it ends by itself
         let _ = self.accepting.await;
         self.tasks.close();
         let _ = tokio::time::timeout(DRAIN, self.tasks.wait()).await;
-        self.inner.relay.store.clone().close().await
+        self.inner.relay.storage.close().await
     }
 }
 

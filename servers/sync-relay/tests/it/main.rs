@@ -12,6 +12,8 @@ mod limits;
 mod mailbox;
 mod operate;
 mod packaging;
+mod postgres;
+mod postgresql;
 mod processes;
 mod raw;
 mod site;

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Live, Reading, Room, Storage, StorageError, Stored, Usage, Work};
 use columns::{fixed, signed, unsigned};
-use notices::Telling;
+use notices::{Listener, Telling};
 use tls::Tls;
 
 const MIGRATION: &str = include_str!("../../../migrations/0001_postgres.sql");
@@ -108,7 +108,9 @@ impl Postgres {
             telling: Telling::default(),
         });
         let stop = CancellationToken::new();
-        let telling = tokio::spawn(notices::run(shared.clone(), config, tls, stop.clone()));
+        // before anything is read, so that no notice is missed
+        let first = Listener::open(&shared, &config, &tls).await?;
+        let telling = tokio::spawn(notices::run(first, shared.clone(), config, tls, stop.clone()));
         Ok(Self { shared, stop, telling: tokio::sync::Mutex::new(Some(telling)) })
     }
 }

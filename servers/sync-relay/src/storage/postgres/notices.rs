@@ -78,34 +78,39 @@ impl Telling {
 }
 
 /// Listens and tells until it is to stop; a connection that is lost is made again.
-pub(super) async fn run(shared: Arc<Shared>, config: Config, tls: Tls, stop: CancellationToken) {
-    let mut wait = FIRST_WAIT;
-    while !stop.is_cancelled() {
-        match within(Listener::open(&shared, &config, &tls)).await {
+pub(super) async fn run(first: Listener, shared: Arc<Shared>, config: Config, tls: Tls, stop: CancellationToken) {
+    let (mut next, mut wait) = (Ok(first), FIRST_WAIT);
+    loop {
+        let worked = match next {
             Ok(listener) => {
                 wait = FIRST_WAIT;
-                match listener.work(&shared, &stop).await {
-                    Ok(()) => return,
-                    Err(error) => tracing::warn!(%error, "no notices from other relays for now"),
-                }
+                listener.work(&shared, &stop).await
             }
-            Err(error) => tracing::warn!(%error, "no notices from other relays for now"),
-        }
+            Err(error) => Err(error),
+        };
+        let Err(error) = worked else { return };
+        tracing::warn!(%error, "no notices from other relays for now");
         tokio::select! {
             () = tokio::time::sleep(wait) => wait = (2 * wait).min(LONGEST_WAIT),
             () = stop.cancelled() => return,
         }
+        next = Listener::open(&shared, &config, &tls).await;
     }
 }
 
 /// A connection that listens.
-struct Listener {
+pub(super) struct Listener {
     client: Client,
     hearing: JoinHandle<()>,
 }
 
 impl Listener {
-    async fn open(shared: &Arc<Shared>, config: &Config, tls: &Tls) -> Result<Self, StorageError> {
+    /// Connects and listens; whatever was said before is looked up.
+    pub(super) async fn open(shared: &Arc<Shared>, config: &Config, tls: &Tls) -> Result<Self, StorageError> {
+        within(Self::connect(shared, config, tls)).await
+    }
+
+    async fn connect(shared: &Arc<Shared>, config: &Config, tls: &Tls) -> Result<Self, StorageError> {
         let (client, mut connection) = config.connect(tls.clone()).await?;
         let heard = shared.clone();
         let (own, from_here) = tokio::sync::oneshot::channel::<i32>();

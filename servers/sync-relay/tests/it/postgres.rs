@@ -139,3 +139,39 @@ fn a_database_that_cannot_be_reached_or_means_nothing_is_said_at_the_start() {
         assert!(!output.status.success() && error.contains(said), "{error}");
     }
 }
+
+#[test]
+fn over_tls_only_a_certificate_that_the_operator_trusts_is_believed() {
+    let Some(mut server) = Postgresql::start() else { return };
+    let site = Site::new();
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    // the server's own process may write where it alone may read
+    for (file, text) in [("server.crt", &certificate), ("server.key", &key)] {
+        let put = format!(
+            "COPY (SELECT unnest(string_to_array(trim('{text}'), chr(10)))) TO PROGRAM 'umask 077; cat > {file}'"
+        );
+        server.ask("postgres", &put);
+    }
+    server.database("sealed");
+    for setting in ["ssl = on", "listen_addresses = 'localhost'"] {
+        server.ask("postgres", &format!("ALTER SYSTEM SET {setting}"));
+    }
+    server.restart();
+    std::fs::write(site.path("trusted.pem"), &certificate).unwrap();
+    let address = format!("postgres://relay@localhost:{}/sealed?sslmode=require", server.port);
+    let trusted = format!("database_ca = '{}'\n{}", site.path("trusted.pem").display(), settings(&address));
+    let relay = RelayProcess::start(&site, "relay", &trusted);
+    assert_eq!(relay.metric("syncrelay_groups"), 0);
+    let sealed = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+        WHERE application_name = 'sync-relay'";
+    assert_eq!(server.ask("postgres", sealed), "t");
+
+    let config = site.path("untrusted.toml");
+    std::fs::write(&config, settings(&address)).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sync-relay"));
+    command.args(["--bind", "127.0.0.1:0", "--data"]).arg(site.path("other")).arg("--config").arg(&config);
+    let output = command.output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && error.contains("certificate"), "{error}");
+}

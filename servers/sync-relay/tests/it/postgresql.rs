@@ -14,6 +14,8 @@ pub(crate) struct Postgresql {
     dir: tempfile::TempDir,
     bin: PathBuf,
     child: Child,
+    /// Part of its socket's name, and where it listens once a test has it do so.
+    pub(crate) port: u16,
 }
 
 impl Postgresql {
@@ -48,8 +50,12 @@ impl Postgresql {
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let child = serve(&bin, dir.path());
-        let server = Self { dir, bin, child };
+        let conf = data.join("postgresql.conf");
+        let settings = std::fs::read_to_string(&conf).unwrap() + "\nlisten_addresses = ''\nshared_buffers = 16MB\n";
+        std::fs::write(&conf, settings).unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let child = serve(&bin, dir.path(), port);
+        let server = Self { dir, bin, child, port };
         server.wait();
         Some(server)
     }
@@ -60,7 +66,7 @@ impl Postgresql {
         if known.is_empty() {
             self.ask("postgres", &format!("CREATE DATABASE {name}"));
         }
-        format!("postgres://relay@/{name}?host={}", self.dir.path().display())
+        format!("postgres://relay@/{name}?host={}&port={}", self.dir.path().display(), self.port)
     }
 
     /// Runs a statement and returns what it gives, as text.
@@ -73,20 +79,21 @@ impl Postgresql {
     fn psql(&self, database: &str, sql: &str) -> Command {
         let mut command = Command::new(self.bin.join("psql"));
         command.args(["-X", "-A", "-t", "-U", "relay", "-d", database, "-c", sql, "-h"]).arg(self.dir.path());
+        command.arg("-p").arg(self.port.to_string());
         command
     }
 
     /// Ends it as an operator's `systemctl restart` would, and starts it again.
     pub(crate) fn restart(&mut self) {
         self.end("fast");
-        self.child = serve(&self.bin, self.dir.path());
+        self.child = serve(&self.bin, self.dir.path(), self.port);
         self.wait();
     }
 
     /// Ends it as a power cut would, and starts it again.
     pub(crate) fn crash(&mut self) {
         self.end("immediate");
-        self.child = serve(&self.bin, self.dir.path());
+        self.child = serve(&self.bin, self.dir.path(), self.port);
         self.wait();
     }
 
@@ -118,14 +125,15 @@ fn log(dir: &Path) -> String {
     std::fs::read_to_string(dir.join("log")).unwrap_or_default()
 }
 
-fn serve(bin: &Path, dir: &Path) -> Child {
+fn serve(bin: &Path, dir: &Path, port: u16) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).unwrap();
     unprivileged(&bin.join("postgres"), dir)
         .arg("-D")
         .arg(dir.join("data"))
         .arg("-k")
         .arg(dir)
-        .args(["-c", "listen_addresses=", "-c", "shared_buffers=16MB"])
+        .arg("-p")
+        .arg(port.to_string())
         .stdout(Stdio::null())
         .stderr(log)
         .spawn()

@@ -100,6 +100,25 @@ fn init_keeps_the_key_in_a_file_of_its_owner_and_warns() {
 }
 
 #[test]
+fn init_says_that_public_relays_are_used_unless_it_is_told_not_to() {
+    let world = World::new();
+    for (name, no) in [("anna", false), ("ben", true)] {
+        let home = world.home(name);
+        let mut arguments = vec!["init", "--key-store", "file", "--name", name];
+        arguments.extend(no.then_some("--no-public-relays"));
+        // nothing is connected to yet
+        let ran = home.command(&arguments).env_remove("SYNCSHELL_PUBLIC_RELAYS").ran();
+        let settings = || std::fs::read_to_string(home.path.join("home.toml")).expect("settings");
+        assert_eq!(ran.errors.contains("public relays of n0"), !no, "{}", ran.errors);
+        assert_eq!(settings().contains("public_relays = false"), no);
+        home.ran(&["relay", "public", "off"]).success();
+        assert!(settings().contains("public_relays = false"));
+        home.ran(&["relay", "public", "on"]).success();
+        assert!(!settings().contains("public_relays"));
+    }
+}
+
+#[test]
 fn init_with_a_passphrase_needs_the_same_one_ever_after() {
     let home = World::new().home("anna");
     let (right, wrong) = (home.file("right", "correct horse battery\n"), home.file("wrong", "incorrect horse"));
@@ -1493,6 +1512,7 @@ impl World {
             .env("SYNCSHELL_BIND", "loopback")
             .env("SYNCSHELL_MDNS", "off")
             .env("SYNCSHELL_LAN", "off")
+            .env("SYNCSHELL_PUBLIC_RELAYS", "off")
             .env("SYNCSHELL_RUNTIME_DIR", self.dir().join("run"));
         command
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sync_core::connection::State;
+use sync_link::iroh_link::{Connection, Way};
 use sync_store::{Content, Limits, StoreError};
 use sync_types::bounds::MAX_APP_BYTES;
 use sync_types::{AuthorId, BlobId, Cursor, DeviceId, Envelope, GroupId, Timestamp};
@@ -287,15 +288,23 @@ impl SyncClient {
             // a device that went on under a new author is listed once, as it was last seen
             let Some(device) = peer.device.filter(|device| seen.insert(*device)) else { continue };
             let session = live.get(&device).filter(|live| live.replica == peer.replica);
+            let connection = session.map(|live| &live.connection);
+            let (address, relayed_by) = match connection.and_then(Connection::way) {
+                Some(Way::Direct(address)) => (Some(address.to_string()), None),
+                Some(Way::Relayed(url)) => (None, Some(url)),
+                None => (None, None),
+            };
+            let rtt = connection.and_then(Connection::rtt);
             statuses.push(PeerStatus {
                 name: session.map_or(peer.name, |live| live.name.clone()),
                 device: device.to_string(),
                 author: session.map(|live| live.author).or(peer.author).map(|id| id.to_string()).unwrap_or_default(),
                 state: state_name(if session.is_some() { State::Connected } else { self.group.peers.state(&device) }),
-                address: session.and_then(|live| live.address).map(|address| address.to_string()),
+                address,
+                relayed_by,
                 addresses: peer.addresses,
                 addresses_age_ms: peer.addresses_at.map(age),
-                rtt_us: session.and_then(|live| live.rtt).map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+                rtt_us: rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
                 acknowledged: peer.acked.0,
                 last_seen_ms: peer.last_seen.map(age),
             });

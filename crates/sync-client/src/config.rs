@@ -44,6 +44,10 @@ pub struct Network {
     pub mdns: bool,
     /// Whether codes are looked up by multicast on the local network.
     pub lan: bool,
+    /// Whether connections may begin at the groups' relays where no direct way is known; not with [`Bind::Loopback`].
+    pub punching: bool,
+    /// Whether they may begin at n0's public relays until a group names one; the home may forbid it too.
+    pub public_relays: bool,
     /// Whether devices and codes on the same machine are found.
     pub same_machine: bool,
     /// Where devices on the same machine find each other; the user's runtime directory unless named.
@@ -52,13 +56,28 @@ pub struct Network {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { online: true, bind: Bind::Any, mdns: true, lan: true, same_machine: true, runtime_dir: None }
+        Self {
+            online: true,
+            bind: Bind::Any,
+            mdns: true,
+            lan: true,
+            punching: true,
+            public_relays: true,
+            same_machine: true,
+            runtime_dir: None,
+        }
     }
 }
 
 impl Network {
+    /// Whether connections may begin at relays: nobody but this machine reaches one that listens there alone.
+    pub(crate) fn punches(&self) -> bool {
+        self.online && self.punching && self.bind == Bind::Any
+    }
+
     /// The usual network, changed by `SYNCSHELL_BIND=loopback`, `SYNCSHELL_MDNS=off`, `SYNCSHELL_LAN=off`,
-    /// `SYNCSHELL_SAME_MACHINE=off` and `SYNCSHELL_RUNTIME_DIR=DIR`.
+    /// `SYNCSHELL_PUNCHING=off`, `SYNCSHELL_PUBLIC_RELAYS=off`, `SYNCSHELL_SAME_MACHINE=off` and
+    /// `SYNCSHELL_RUNTIME_DIR=DIR`.
     #[must_use]
     pub fn from_env() -> Self {
         let off = |name: &str| std::env::var(name).is_ok_and(|value| value == "off");
@@ -68,6 +87,8 @@ impl Network {
             bind: if loopback { Bind::Loopback } else { Bind::Any },
             mdns: !off("SYNCSHELL_MDNS"),
             lan: !off("SYNCSHELL_LAN"),
+            punching: !off("SYNCSHELL_PUNCHING"),
+            public_relays: !off("SYNCSHELL_PUBLIC_RELAYS"),
             same_machine: !off("SYNCSHELL_SAME_MACHINE"),
             runtime_dir: std::env::var_os("SYNCSHELL_RUNTIME_DIR").map(PathBuf::from),
         }

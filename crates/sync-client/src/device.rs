@@ -30,6 +30,7 @@ use crate::home::{Fingerprint, Home, HomeLock};
 use crate::keys::{Author, GroupKeys, SharedRng, draw, succession, with_rng};
 use crate::link::SYNC_ALPN;
 use crate::pairing::{self, Invitation, JoinProgress, OpenInvite, PAIR_ALPN};
+use crate::punching::{self, Punching};
 use crate::relays::{self, HomeRelay};
 use crate::{discovery, peers, secrets};
 
@@ -99,6 +100,8 @@ pub(crate) struct Inner {
     warnings: Vec<String>,
     home: PathBuf,
     pub(crate) folders: Folders,
+    /// What lets this device in where connections begin.
+    pub(crate) punching: Punching,
     /// Bytes per second that chunks may use each way.
     pub(crate) limit: watch::Sender<Option<u64>>,
     /// Of serving and of fetching, for all groups together.
@@ -176,6 +179,17 @@ impl Inner {
         addresses
     }
 
+    /// Where this device says it can be dialled: at a public relay, and at its addresses.
+    ///
+    /// Relays of its groups are told with the groups.
+    pub(crate) fn told_addresses(&self) -> Vec<String> {
+        let public = self.endpoint.as_ref().and_then(Endpoint::public_relay);
+        let mut told: Vec<String> =
+            public.into_iter().chain(self.addresses().iter().map(ToString::to_string)).collect();
+        told.truncate(sync_types::bounds::MAX_ADDRESSES);
+        told
+    }
+
     pub(crate) fn same_machine_addresses(&self, peer: &DeviceId) -> Vec<SocketAddr> {
         let resolve = |same: &SameMachine| same.resolve_device(&peer.0).ok();
         self.same_machine.as_ref().and_then(resolve).unwrap_or_default()
@@ -244,6 +258,7 @@ impl Device {
             rendezvous.push(Arc::new(Lan::default()));
         }
         let device_id = device_id(&device_secret);
+        let punching = Punching::new(network.public_relays && home.uses_public_relays());
         let limit = watch::channel(None).0;
         let inner = Arc::new(Inner {
             shared,
@@ -263,6 +278,7 @@ impl Device {
             warnings,
             home: home.path().to_owned(),
             folders: Folders::new(snapshot_after),
+            punching,
             paces: [Arc::new(Pace::new(limit.subscribe())), Arc::new(Pace::new(limit.subscribe()))],
             limit,
         });
@@ -275,6 +291,7 @@ impl Device {
                 inner.open_group(row.id, copied).await?;
             }
         }
+        punching::follow(inner).await;
         if network.online {
             folders::start_all(inner).await?;
         }
@@ -569,6 +586,7 @@ async fn bind(shared: &Shared, network: &crate::config::Network, secret: &[u8; 3
     let stored = shared.store.read(|reader| reader.meta(META_PORT)).await?;
     let mut config = EndpointConfig::new(secret, vec![SYNC_ALPN.to_vec(), PAIR_ALPN.to_vec()]);
     config.bind = network.bind;
+    config.punches = network.punches();
     config.port = stored.and_then(|bytes| bytes.try_into().ok()).map(u16::from_be_bytes);
     config.mdns = network.mdns.then(|| MDNS_SERVICE.to_owned());
     let endpoint = Endpoint::bind(config).await?;
@@ -579,9 +597,9 @@ async fn bind(shared: &Shared, network: &crate::config::Network, secret: &[u8; 3
 }
 
 /// Starts what runs as long as the device is open.
-async fn start(inner: &Arc<Inner>, addresses_in: watch::Sender<Vec<SocketAddr>>) {
+async fn start(inner: &Arc<Inner>, addresses_in: watch::Sender<Vec<String>>) {
     let Some(endpoint) = inner.endpoint().cloned() else { return };
-    addresses_in.send_replace(inner.addresses());
+    addresses_in.send_replace(inner.told_addresses());
     if let Some(same_machine) = &inner.same_machine {
         let addresses = [endpoint.loopback_addresses(), inner.addresses()].concat();
         match same_machine.publish_device(&inner.device_id.0, &addresses) {
@@ -590,6 +608,10 @@ async fn start(inner: &Arc<Inner>, addresses_in: watch::Sender<Vec<SocketAddr>>)
         }
     }
     inner.spawn(accept_loop(inner.clone(), endpoint.clone()));
+    let addresses_in = Arc::new(addresses_in);
+    let (device, telling) = (inner.clone(), addresses_in.clone());
+    let tell = move || drop(telling.send_replace(device.told_addresses()));
+    inner.spawn(punching::run(inner.clone(), tell));
     inner.spawn(follow_addresses(inner.clone(), endpoint.clone(), addresses_in));
     inner.spawn(follow_discoveries(inner.clone(), endpoint));
 }
@@ -618,14 +640,14 @@ async fn take(device: &Arc<Inner>, connection: Connection) {
     }
 }
 
-async fn follow_addresses(inner: Arc<Inner>, endpoint: Endpoint, addresses_in: watch::Sender<Vec<SocketAddr>>) {
+async fn follow_addresses(inner: Arc<Inner>, endpoint: Endpoint, addresses_in: Arc<watch::Sender<Vec<String>>>) {
     let mut changes = endpoint.watch_addresses();
     loop {
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
             () = inner.closed.cancelled() => return,
         }
-        addresses_in.send_replace(inner.addresses());
+        addresses_in.send_replace(inner.told_addresses());
         if let Some(publication) = &*inner.publication.lock().unwrap_or_else(PoisonError::into_inner) {
             let addresses = [endpoint.loopback_addresses(), inner.addresses()].concat();
             if let Err(error) = publication.update(&addresses) {

@@ -48,7 +48,8 @@ pub(crate) struct Shared {
     pub(crate) home_key: Arc<HomeKey>,
     pub(crate) name: String,
     pub(crate) replica: ReplicaId,
-    pub(crate) addresses: watch::Receiver<Vec<SocketAddr>>,
+    /// Where this device says it can be dialled.
+    pub(crate) addresses: watch::Receiver<Vec<String>>,
     /// Drawn at this start, so that peers tell a restart from a second connection.
     pub(crate) incarnation: [u8; 8],
     /// Where relays wake this device; empty for nowhere.
@@ -168,7 +169,7 @@ impl Group {
     }
 
     pub(crate) fn own_addresses(&self) -> Vec<String> {
-        self.shared.addresses.borrow().iter().take(sync_types::bounds::MAX_ADDRESSES).map(ToString::to_string).collect()
+        self.shared.addresses.borrow().clone()
     }
 
     pub(crate) fn watch_newest(&self) -> watch::Receiver<Cursor> {

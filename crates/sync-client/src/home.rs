@@ -54,6 +54,7 @@ pub struct Home {
     dir: PathBuf,
     name: String,
     key_store: KeyStoreKind,
+    public_relays: bool,
     key: HomeKey,
 }
 
@@ -191,6 +192,19 @@ impl Home {
         self.key_store
     }
 
+    /// Whether connections may begin at public relays while no group names one.
+    pub fn uses_public_relays(&self) -> bool {
+        self.public_relays
+    }
+
+    /// Whether connections may begin at public relays from the next time on that the home is opened.
+    pub fn set_public_relays(path: impl AsRef<Path>, used: bool) -> Result<(), HomeError> {
+        let dir = std::path::absolute(path.as_ref()).map_err(failed_at(path.as_ref()))?;
+        let config = Config { public_relays: used, ..Config::read(&dir)? };
+        let path = dir.join(CONFIG_FILE);
+        files::write_private(&path, config.to_toml().as_bytes()).map_err(failed_at(&path))
+    }
+
     /// The key that protects all other secrets of this home.
     pub fn key(&self) -> &HomeKey {
         &self.key
@@ -282,6 +296,7 @@ impl Home {
             name: name.to_owned(),
             key_store: chosen.kind(),
             keychain_entry: (chosen.kind() == KeyStoreKind::Keychain).then(|| entry.clone()),
+            public_relays: true,
         };
         let config_path = dir.join(CONFIG_FILE);
         let staged = files::stage(&config_path, config.to_toml().as_bytes()).map_err(failed_at(&config_path))?;
@@ -291,7 +306,8 @@ impl Home {
         if chosen.kind() == KeyStoreKind::File {
             warnings.push(Warning::KeyInPlainFile { path: dir.join(KEY_FILE) });
         }
-        Ok((Self { dir, name: config.name, key_store: config.key_store, key }, warnings))
+        let Config { name, key_store, public_relays, .. } = config;
+        Ok((Self { dir, name, key_store, public_relays, key }, warnings))
     }
 
     fn open_with(path: &Path, passphrase: &PassphraseSource, keychain: &Keychain) -> Result<Self, HomeError> {
@@ -299,7 +315,8 @@ impl Home {
         let config = Config::read(&dir)?;
         let entry = config.keychain_entry.as_deref().unwrap_or_default();
         let key = key_store::fetch(config.key_store, &dir, entry, passphrase, keychain)?;
-        Ok(Self { dir, name: config.name, key_store: config.key_store, key })
+        let Config { name, key_store, public_relays, .. } = config;
+        Ok(Self { dir, name, key_store, public_relays, key })
     }
 }
 
@@ -311,6 +328,16 @@ struct Config {
     key_store: KeyStoreKind,
     #[serde(skip_serializing_if = "Option::is_none")]
     keychain_entry: Option<String>,
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    public_relays: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 impl Config {

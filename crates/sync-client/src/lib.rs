@@ -52,6 +52,7 @@ pub mod keys;
 mod link;
 mod pairing;
 mod peers;
+mod punching;
 mod relays;
 mod secrets;
 mod status;

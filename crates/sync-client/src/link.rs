@@ -152,7 +152,7 @@ pub(crate) async fn run(
 pub(crate) async fn run_with_relay(
     group: &Arc<Group>,
     connection: RelayConnection,
-    registration: &str,
+    shown: Shown<'_>,
     progress: Progress,
     cancel: &CancellationToken,
 ) -> Close {
@@ -160,10 +160,19 @@ pub(crate) async fn run_with_relay(
         Ok(configured) => configured,
         Err(text) => return ended(ErrorCode::Unavailable, text),
     };
-    let said = Some(Frame::Charter { charter, registration: registration.as_bytes().to_vec() });
+    let registration = shown.registration.as_bytes().to_vec();
+    let said = Some(Frame::Charter { charter, registration, pass: shown.pass });
     let channel = (connection.sender, connection.receiver);
     let wake = Some(group.shared().wake.subscribe());
     converse(group, config, channel, Frames { said, heard: None, wake }, progress, cancel).await
+}
+
+/// What a relay is shown beside the group.
+pub(crate) struct Shown<'a> {
+    /// The operator's token; empty for none.
+    pub(crate) registration: &'a str,
+    /// What this device will show where connections begin.
+    pub(crate) pass: Option<[u8; 16]>,
 }
 
 /// What goes before a session's own frames.

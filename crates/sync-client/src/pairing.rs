@@ -12,7 +12,7 @@ use sync_core::session::known_as;
 use sync_crypto::pairing::{prove_author, verify_author, verify_join};
 use sync_crypto::{AuthorSecret, Code, InviteKeys, check_keys, open_grant, seal_grant};
 use sync_link::frame::FrameStream;
-use sync_link::iroh_link::{Connection, DIAL_TIMEOUT, DeviceId as LinkDevice};
+use sync_link::iroh_link::{Connection, DIAL_TIMEOUT, DeviceId as LinkDevice, Relays};
 use sync_link::relay::{RelayUrl, RelayUrlError};
 use sync_link::rendezvous::{Found, LookupId as Place, Publication, Record, race};
 use sync_store::{Content, PeerNote, StoreError};
@@ -163,7 +163,7 @@ pub(crate) async fn invite(
         relays: relays::shareable(&at),
         secret: code.secret_bytes(),
         device: device.device_id(),
-        addresses: device.addresses().iter().map(ToString::to_string).collect(),
+        addresses: device.told_addresses(),
     };
     let keys = derive(code).await?;
     let id = keys.invite_id();
@@ -247,11 +247,11 @@ async fn append_operation(group: &Group, operation: Operation) -> Result<(), Cli
 }
 
 fn record(device: &Inner, keys: &InviteKeys, state: InviteState, expires: Timestamp) -> Vec<u8> {
-    let mut addresses = device.addresses();
+    let mut addresses = device.told_addresses();
     if let Some(endpoint) = device.endpoint() {
-        addresses.extend(endpoint.loopback_addresses());
+        addresses.extend(endpoint.loopback_addresses().iter().map(ToString::to_string));
     }
-    let addresses = addresses.iter().take(MAX_ADDRESSES).map(ToString::to_string).collect();
+    addresses.truncate(MAX_ADDRESSES);
     let plain = InviteRecord { state, device: device.device_id(), addresses, expires }.encode();
     with_rng(&device.shared.rng, |rng| keys.seal_record(&plain, rng))
 }
@@ -570,7 +570,7 @@ async fn make_grant(
         epochs,
         replica: group.replica(),
         name: group.device_name(),
-        addresses: device.addresses().iter().map(ToString::to_string).collect(),
+        addresses: device.told_addresses(),
         relays: relays::to_give_away(group).await,
         proof: [0; 32],
     };
@@ -647,7 +647,9 @@ async fn join_directly(
     let mut addresses = device.same_machine_addresses(&found.device);
     addresses.extend(found.addresses.iter().filter_map(|text| text.parse::<SocketAddr>().ok()));
     let patience = if relayed { RELAYED_DIAL_TIMEOUT } else { DIAL_TIMEOUT };
-    let dialled = endpoint.connect(LinkDevice(found.device.0), &addresses, PAIR_ALPN, patience).await;
+    let relays = Relays { ours: Vec::new(), told: found.addresses.clone() };
+    let device_id = LinkDevice(found.device.0);
+    let dialled = endpoint.connect_through(device_id, &addresses, &relays, PAIR_ALPN, patience).await;
     let connection = dialled.map_err(|error| match found.expires {
         Some(expires) if expires <= now() => ClientError::InviteExpired,
         _ => ClientError::Unreachable(error.to_string()),
@@ -753,7 +755,7 @@ fn request(device: &Inner, keys: &InviteKeys, author: &AuthorSecret, binding: &[
         keys: author.keys(),
         replica: shared.replica,
         name: shared.name.clone(),
-        addresses: device.addresses().iter().map(ToString::to_string).collect(),
+        addresses: device.told_addresses(),
         invite_proof: keys.prove_join(binding, &author.keys()),
         author_proof: prove_author(author, binding, &invite),
     }

@@ -20,13 +20,15 @@ use crate::device::Inner;
 use crate::event::Event;
 use crate::group::{Group, PeerFacts};
 use crate::link::{self, SYNC_ALPN};
-use crate::pairing;
+use crate::{pairing, punching};
 
 /// Events waiting for a peer's task; what does not fit is told again by the next one.
 const EVENTS: usize = 64;
 /// Peers dialled per group at most; the others are reached when they dial.
 pub(crate) const MAX_PEERS: usize = 64;
 
+/// A dial waits this long where it may go through a relay, to which there may be no connection yet.
+const PUNCHING_DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for a peer to prove itself and to exchange membership; a slow link with a large group takes some of it.
 const ESTABLISH_WAIT: Duration = Duration::from_secs(30);
 /// Channels of peers that have not proven themselves yet; strangers cannot open more.
@@ -51,8 +53,7 @@ pub(crate) struct Live {
     pub(crate) replica: ReplicaId,
     pub(crate) author: AuthorId,
     pub(crate) name: String,
-    pub(crate) address: Option<SocketAddr>,
-    pub(crate) rtt: Option<Duration>,
+    pub(crate) connection: Connection,
     dialled_by: DeviceId,
     incarnation: [u8; 8],
     cancel: CancellationToken,
@@ -232,8 +233,10 @@ async fn dial_and_run(
 ) -> Step {
     let Some(endpoint) = device.endpoint() else { return Step::Refused };
     let addresses = group.addresses_of(device, &peer).await;
+    let relays = punching::relays_of(group, &peer).await;
+    let wait = if endpoint.punches() { PUNCHING_DIAL_TIMEOUT } else { DIAL_TIMEOUT };
     let dialled = tokio::select! {
-        dialled = endpoint.connect(LinkDevice(peer.0), &addresses, SYNC_ALPN, DIAL_TIMEOUT) => dialled,
+        dialled = endpoint.connect_through(LinkDevice(peer.0), &addresses, &relays, SYNC_ALPN, wait) => dialled,
         () = cancel.cancelled() => return Step::Lost,
     };
     let connection = match dialled {
@@ -341,8 +344,7 @@ async fn converse(
                         replica,
                         author,
                         name: name.clone(),
-                        address: connection.remote_address(),
-                        rtt: connection.rtt(),
+                        connection: connection.clone(),
                         dialled_by: if side == Side::Dialler { device.device_id() } else { peer },
                         incarnation,
                         cancel: cancel.clone(),
@@ -398,9 +400,12 @@ pub(crate) async fn want_all(device: &Arc<Inner>, group: &Arc<Group>) {
 
 /// Tells every peer's task that the network may have changed.
 pub(crate) fn network_changed(groups: &HashMap<GroupId, Arc<Group>>) {
-    for group in groups.values() {
-        for task in lock(&group.peers.tasks).values() {
-            let _ = task.try_send(Step::AddressChanged);
-        }
+    groups.values().for_each(|group| dial_again(group));
+}
+
+/// Tells the tasks of a group's peers that they may be reached now.
+pub(crate) fn dial_again(group: &Group) {
+    for task in lock(&group.peers.tasks).values() {
+        let _ = task.try_send(Step::AddressChanged);
     }
 }

@@ -22,7 +22,8 @@ use crate::device::Inner;
 use crate::error::ClientError;
 use crate::event::Event;
 use crate::group::{Group, now};
-use crate::link;
+use crate::link::{self, Shown};
+use crate::punching;
 use crate::status::RelayStatus;
 
 /// Where the relays of every group are kept, and before a group's id those of that one.
@@ -272,6 +273,7 @@ async fn follow_all(device: &Arc<Inner>) -> Result<(), ClientError> {
         for group in device.groups().values() {
             follow(device, group).await?;
         }
+        punching::follow(device).await;
     }
     Ok(())
 }
@@ -402,10 +404,14 @@ impl Task {
         let cancel = self.cancel.child_token();
         let (progress, reports) = mpsc::channel(REPORTS);
         let group = self.group.clone();
-        let token = self.url.token().to_owned();
-        let session = link::run_with_relay(&group, connection, &token, progress, &cancel);
+        let url = self.url.clone();
+        let shown = Shown { registration: url.token(), pass: punching::name(&self.device, &group, &url) };
+        let session = link::run_with_relay(&group, connection, shown, progress, &cancel);
         let (close, seen) = tokio::join!(session, self.watch(replica, reports, &cancel));
         let removed = self.cancel.is_cancelled() && !self.device.closed().is_cancelled();
+        if removed || (close.by_peer && matches!(close.code, ErrorCode::Refused | ErrorCode::Removed)) {
+            punching::leave(&self.device, &self.group, &self.url);
+        }
         if removed {
             forget(&group, replica).await;
         }
@@ -445,6 +451,7 @@ impl Task {
                     let pending = self.group.pending().await;
                     self.group.emit(Event::Connected { replica, name: name.clone(), max_cursor, pending });
                     seen.name = Some(name);
+                    punching::let_in(&self.device, &self.group, &self.url).await;
                 }
                 Some(Report::Full { text, .. }) => {
                     let text = in_words(ErrorCode::GroupFull, &text);

@@ -61,8 +61,10 @@ pub struct PeerStatus {
     pub author: String,
     /// disconnected, connecting, handshaking, connected or reconnecting.
     pub state: String,
-    /// Where it is connected from or to.
+    /// Where it is connected from or to directly.
     pub address: Option<String>,
+    /// The relay that the connection goes through while no direct way is found.
+    pub relayed_by: Option<String>,
     /// Addresses it was last known under.
     pub addresses: Vec<String>,
     /// Age of those addresses in milliseconds.

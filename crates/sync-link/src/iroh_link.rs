@@ -1,11 +1,14 @@
-//! The direct link: QUIC connections between devices by iroh, without relays or public services.
+//! The link between devices: QUIC connections by iroh, direct wherever that works.
+//!
+//! Without relays it uses no service of anyone; with [`EndpointConfig::punches`] connections may begin at
+//! [relays](crate::punching) and become direct once both ends know where the other is.
 
 use std::{
     collections::BTreeSet,
     fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -13,11 +16,11 @@ use std::{
 
 use futures_util::StreamExt as _;
 use iroh::{
-    EndpointAddr, EndpointId, RelayMode, SecretKey, TransportAddr, Watcher as _,
+    EndpointAddr, EndpointId, RelayMap, RelayMode, SecretKey, TransportAddr, Watcher as _,
     address_lookup::AddrFilter,
     endpoint::{
         BindOpts, ConnectError as IrohConnectError, ConnectWithOptsError, ConnectingError, ConnectionError,
-        IdleTimeout, Incoming, PortmapperConfig, QuicTransportConfig, VarInt, presets,
+        IdleTimeout, Incoming, PortmapperConfig, QuicTransportConfig, RelayStatus, VarInt, presets,
     },
 };
 use iroh_mdns_address_lookup::{DiscoveryEvent, MdnsAddressLookup};
@@ -29,6 +32,8 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use crate::frame::FrameStream;
+use crate::punching::{self, Pins};
+use crate::relay::RelayUrl;
 
 /// One dial waits this long unless the caller says otherwise: a LAN answers in milliseconds, a bad mobile link in one or two seconds, and an address that is silent for longer is stale.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -81,6 +86,8 @@ pub struct EndpointConfig {
     pub bind: Bind,
     /// The UDP port to try first, for IPv4 and IPv6 alike; another is taken where it is not free.
     pub port: Option<u16>,
+    /// Whether connections may begin at relays; which ones is said [later](Endpoint::use_relay).
+    pub punches: bool,
     /// The mDNS service to announce this device under and to find others by; no mDNS without it.
     pub mdns: Option<String>,
     /// See [`IDLE_TIMEOUT`]; the shorter one of both sides counts.
@@ -97,6 +104,7 @@ impl EndpointConfig {
             alpns,
             bind: Bind::Any,
             port: None,
+            punches: false,
             mdns: None,
             idle_timeout: IDLE_TIMEOUT,
             keep_alive: KEEP_ALIVE,
@@ -111,6 +119,7 @@ impl fmt::Debug for EndpointConfig {
             .field("alpns", &self.alpns)
             .field("bind", &self.bind)
             .field("port", &self.port)
+            .field("punches", &self.punches)
             .field("mdns", &self.mdns)
             .field("idle_timeout", &self.idle_timeout)
             .field("keep_alive", &self.keep_alive)
@@ -131,6 +140,12 @@ struct Inner {
     warnings: Vec<LinkWarning>,
     accepted: Mutex<mpsc::Receiver<Connection>>,
     addresses: watch::Receiver<Vec<SocketAddr>>,
+    /// None where connections are direct only.
+    pins: Option<Arc<Pins>>,
+    /// The relays that let this device in: iroh never asks one for it twice.
+    relays: std::sync::Mutex<BTreeSet<iroh::RelayUrl>>,
+    /// The relay at which others find this endpoint, while it is connected there.
+    home_relay: watch::Receiver<Option<String>>,
     refused: Arc<AtomicU64>,
     /// The accept loop and the address watch, which end with the endpoint.
     tasks: Mutex<JoinSet<()>>,
@@ -141,7 +156,8 @@ impl Endpoint {
     ///
     /// mDNS that cannot start is a [warning](Self::warnings), not an error.
     pub async fn bind(config: EndpointConfig) -> Result<Self, BindError> {
-        let endpoint = bind_socket(&config).await?;
+        let pins = config.punches.then(Arc::<Pins>::default);
+        let endpoint = bind_socket(&config, pins.as_ref()).await?;
         let mut warnings = Vec::new();
         let mdns = config.mdns.and_then(|service| {
             start_mdns(&endpoint, service)
@@ -171,6 +187,19 @@ impl Endpoint {
             }
         });
 
+        let mut watcher = endpoint.home_relay_status();
+        let (publish, home_relay) = watch::channel(connected_relay(&watcher.get()));
+        tasks.spawn(async move {
+            while let Ok(status) = watcher.updated().await {
+                let now = connected_relay(&status);
+                publish.send_if_modified(|before| {
+                    let changed = *before != now;
+                    *before = now;
+                    changed
+                });
+            }
+        });
+
         Ok(Self {
             inner: Arc::new(Inner {
                 endpoint,
@@ -178,6 +207,9 @@ impl Endpoint {
                 warnings,
                 accepted: Mutex::new(accepted),
                 addresses,
+                pins,
+                relays: std::sync::Mutex::default(),
+                home_relay,
                 refused,
                 tasks: Mutex::new(tasks),
             }),
@@ -211,6 +243,69 @@ impl Endpoint {
         self.inner.addresses.clone()
     }
 
+    /// Tells at which relay others find this endpoint, while it is connected there.
+    pub fn watch_home_relay(&self) -> watch::Receiver<Option<String>> {
+        self.inner.home_relay.clone()
+    }
+
+    /// Whether connections may begin at relays.
+    pub fn punches(&self) -> bool {
+        self.inner.pins.is_some()
+    }
+
+    /// Has connections begin at this relay too, where `pass` lets this device in; true if that is news.
+    pub async fn use_relay(&self, url: &RelayUrl, pass: &str) -> bool {
+        let (Some(pins), Some(entry)) = (&self.inner.pins, punching::entry(url, pass)) else { return false };
+        pins.add(url);
+        self.insert(Arc::new(entry)).await
+    }
+
+    /// Has no further connection begin at relays but these and n0's.
+    ///
+    /// What was the only one stays connected until another is used or the endpoint is closed: iroh gives up no last one.
+    pub async fn keep_relays(&self, urls: &[RelayUrl]) {
+        let kept: BTreeSet<_> = urls.iter().filter_map(punching::place).collect();
+        let used = self.relays().clone();
+        for url in used.difference(&kept).filter(|url| !punching::public().contains(url)) {
+            self.remove(url).await;
+        }
+    }
+
+    /// Whether connections may also begin at n0's relays, which take everyone.
+    pub async fn use_public_relays(&self, used: bool) {
+        for config in punching::public().relays::<Vec<_>>() {
+            if used && self.punches() {
+                self.insert(config).await;
+            } else {
+                self.remove(&config.url).await;
+            }
+        }
+    }
+
+    /// The public relay at which others find this endpoint, while it is connected there.
+    pub fn public_relay(&self) -> Option<String> {
+        let home = self.inner.home_relay.borrow().clone();
+        home.filter(|url| url.parse().is_ok_and(|url| punching::public().contains(&url)))
+    }
+
+    fn relays(&self) -> std::sync::MutexGuard<'_, BTreeSet<iroh::RelayUrl>> {
+        self.inner.relays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn insert(&self, config: Arc<iroh::RelayConfig>) -> bool {
+        if self.relays().contains(&config.url) {
+            return false;
+        }
+        self.inner.endpoint.insert_relay(config.url.clone(), config.clone()).await;
+        self.relays().insert(config.url.clone())
+    }
+
+    async fn remove(&self, url: &iroh::RelayUrl) {
+        if self.relays().remove(url) {
+            self.inner.endpoint.remove_relay(url).await;
+        }
+    }
+
     /// What does not work and can be done without.
     pub fn warnings(&self) -> &[LinkWarning] {
         &self.inner.warnings
@@ -236,9 +331,31 @@ impl Endpoint {
         alpn: &[u8],
         wait: Duration,
     ) -> Result<Connection, ConnectError> {
+        self.connect_through(device, addresses, &Relays::default(), alpn, wait).await
+    }
+
+    /// Connects to a device as [`connect`](Self::connect) does, and through these relays meanwhile.
+    ///
+    /// Of relays that others told only n0's count, so that nobody has this endpoint turn to one of their choice.
+    pub async fn connect_through(
+        &self,
+        device: DeviceId,
+        addresses: &[SocketAddr],
+        relays: &Relays,
+        alpn: &[u8],
+        wait: Duration,
+    ) -> Result<Connection, ConnectError> {
         let id = EndpointId::from_bytes(&device.0).map_err(|_| ConnectError::BadDevice)?;
         let dialled = addresses.iter().copied().take(MAX_DIALLED);
-        let address = EndpointAddr::from_parts(id, dialled.map(TransportAddr::Ip));
+        let mut address = EndpointAddr::from_parts(id, dialled.map(TransportAddr::Ip));
+        if self.punches() {
+            let (public, used) = (punching::public(), self.relays().clone());
+            let told = relays.told.iter().filter_map(|text| text.parse().ok()).filter(|url| public.contains(url));
+            let ours = relays.ours.iter().filter_map(punching::place);
+            // one that does not let this device in yet would not do so later either
+            let dialled = ours.chain(told).filter(|url| used.contains(url)).take(MAX_RELAYS_DIALLED);
+            address.addrs.extend(dialled.map(TransportAddr::Relay));
+        }
         match timeout(wait, self.inner.endpoint.connect(address, alpn)).await {
             Ok(Ok(connection)) => Ok(Connection { inner: connection }),
             Ok(Err(error)) => Err(ConnectError::new(error, wait)),
@@ -277,6 +394,26 @@ impl Endpoint {
         // they hold the sockets too
         self.inner.tasks.lock().await.shutdown().await;
     }
+}
+
+/// The relays at which a device may be found.
+#[derive(Clone, Debug, Default)]
+pub struct Relays {
+    /// Those of a group that the device belongs to, which let this one in.
+    pub ours: Vec<RelayUrl>,
+    /// Where it says that it is, among other addresses.
+    pub told: Vec<String>,
+}
+
+/// The way that a connection takes at present.
+///
+/// Exhaustive, because there is no third.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From one device to the other, whose address this is.
+    Direct(SocketAddr),
+    /// Through this relay.
+    Relayed(String),
 }
 
 /// An authenticated connection to a device. Clones share it; it closes when the last is dropped.
@@ -330,12 +467,21 @@ impl Connection {
         self.inner.closed().await.into()
     }
 
-    /// The peer's address on the path in use, where one is known.
-    pub fn remote_address(&self) -> Option<SocketAddr> {
+    /// The way in use, where one is known.
+    pub fn way(&self) -> Option<Way> {
         self.best_path(|path| match path.remote_addr() {
-            TransportAddr::Ip(address) => Some(*address),
+            TransportAddr::Ip(address) => Some(Way::Direct(*address)),
+            TransportAddr::Relay(url) => Some(Way::Relayed(url.to_string())),
             _ => None,
         })
+    }
+
+    /// The peer's address, where the way in use is direct.
+    pub fn remote_address(&self) -> Option<SocketAddr> {
+        match self.way()? {
+            Way::Direct(address) => Some(address),
+            Way::Relayed(_) => None,
+        }
     }
 
     /// The round-trip time on the path in use, where one is known.
@@ -346,11 +492,10 @@ impl Connection {
     /// Asks the selected path, or the first that answers while none is selected.
     fn best_path<T>(&self, ask: impl Fn(&iroh::endpoint::Path<'_>) -> Option<T>) -> Option<T> {
         let paths = self.inner.paths();
-        paths
-            .iter()
-            .find(|path| path.is_selected())
-            .and_then(|path| ask(&path))
-            .or_else(|| paths.iter().find_map(|path| ask(&path)))
+        match paths.iter().find(|path| path.is_selected()) {
+            Some(selected) => ask(&selected),
+            None => paths.iter().find_map(|path| ask(&path)),
+        }
     }
 }
 
@@ -523,7 +668,7 @@ pub enum LinkWarning {
     Mdns(String),
 }
 
-async fn bind_socket(config: &EndpointConfig) -> Result<iroh::Endpoint, BindError> {
+async fn bind_socket(config: &EndpointConfig, pins: Option<&Arc<Pins>>) -> Result<iroh::Endpoint, BindError> {
     let preferred = match config.port {
         Some(port) if becomes_free(config.bind, port).await => Some(port),
         _ => None,
@@ -531,7 +676,7 @@ async fn bind_socket(config: &EndpointConfig) -> Result<iroh::Endpoint, BindErro
     let ports = preferred.into_iter().chain(std::iter::repeat_with(|| random_port(config.bind)).take(BIND_TRIES));
     let mut last_error = String::new();
     for port in ports {
-        match builder(config, port)?.bind().await {
+        match builder(config, port, pins)?.bind().await {
             Ok(endpoint) => return Ok(endpoint),
             // somebody may have taken the port since it was free
             Err(error) => last_error = format!("{error:#}"),
@@ -541,11 +686,16 @@ async fn bind_socket(config: &EndpointConfig) -> Result<iroh::Endpoint, BindErro
     Err(BindError::Socket(last_error))
 }
 
-fn builder(config: &EndpointConfig, port: u16) -> Result<iroh::endpoint::Builder, BindError> {
+fn builder(config: &EndpointConfig, port: u16, pins: Option<&Arc<Pins>>) -> Result<iroh::endpoint::Builder, BindError> {
     let [v4, v6] = bind_ips(config.bind);
     let invalid = |error: iroh::endpoint::InvalidSocketAddr| BindError::Socket(error.to_string());
-    iroh::Endpoint::builder(presets::Minimal)
-        .relay_mode(RelayMode::Disabled)
+    let builder = iroh::Endpoint::builder(presets::Minimal);
+    let builder = match pins {
+        // relays come and go while the endpoint lives
+        Some(pins) => builder.relay_mode(RelayMode::Custom(RelayMap::empty())).ca_tls_config(pins.tls()),
+        None => builder.relay_mode(RelayMode::Disabled),
+    };
+    builder
         .portmapper_config(PortmapperConfig::Disabled)
         .secret_key(SecretKey::from_bytes(&config.secret))
         .alpns(config.alpns.clone())
@@ -566,7 +716,7 @@ fn transport(config: &EndpointConfig) -> Result<QuicTransportConfig, BindError> 
     Ok(QuicTransportConfig::builder()
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(config.keep_alive)
-        .default_path_max_idle_timeout(config.idle_timeout.min(MAX_PATH_IDLE))
+        .default_path_max_idle_timeout(path_idle(config))
         .default_path_keep_alive_interval(config.keep_alive.min(MAX_PATH_KEEP_ALIVE))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
@@ -575,6 +725,16 @@ fn transport(config: &EndpointConfig) -> Result<QuicTransportConfig, BindError> 
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .build())
+}
+
+/// Silence after which a path is given up; where a relay's is beside it, before the connection is.
+fn path_idle(config: &EndpointConfig) -> Duration {
+    let idle = if config.punches { config.idle_timeout / 2 } else { config.idle_timeout };
+    idle.min(MAX_PATH_IDLE)
+}
+
+fn connected_relay(status: &[RelayStatus]) -> Option<String> {
+    status.iter().find(|relay| relay.is_connected()).map(|relay| relay.url().to_string())
 }
 
 /// Waits a moment for a port: the endpoint that had it before may be going down just now.
@@ -722,6 +882,9 @@ const MAX_PATH_KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// Addresses one dial sends to at once; peers say where they are, and could name victims.
 const MAX_DIALLED: usize = 32;
+
+/// Relays that one dial turns to: as many as a group may have.
+const MAX_RELAYS_DIALLED: usize = 8;
 
 /// Handshakes under way at once; each costs a signature and some kilobytes, and may be a stranger's.
 const MAX_HANDSHAKES: usize = 64;

@@ -3,6 +3,7 @@
 //! Nothing here knows a protocol or a format of Syncshell: ids, records and frames are opaque bytes.
 //!
 //! - [`iroh_link`] dials and accepts authenticated connections, [`frame`] cuts their streams into frames.
+//! - [`punching`] has the relays at which connections between devices begin.
 //! - [`relay`] opens a channel to a relay, which [`noise`] seals.
 //! - [`rendezvous`] is what every way of finding a peer offers; [`same_machine`] and [`lan`] are two of them.
 
@@ -10,6 +11,7 @@ pub mod frame;
 pub mod iroh_link;
 pub mod lan;
 pub mod noise;
+pub mod punching;
 pub mod relay;
 pub mod rendezvous;
 pub mod same_machine;

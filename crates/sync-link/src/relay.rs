@@ -120,6 +120,22 @@ impl RelayUrl {
         self.key.is_some()
     }
 
+    /// Its host, as a name or an address without brackets.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Whether it is reached by TLS.
+    #[must_use]
+    pub fn has_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// The fingerprint of its certificate's key, where that is pinned.
+    pub(crate) fn pin(&self) -> Option<[u8; 32]> {
+        self.pin
+    }
+
     /// Whether codes may be left and looked for there: what shows whose they are must not be heard on the way.
     #[must_use]
     pub fn takes_codes(&self) -> bool {

@@ -203,6 +203,8 @@ pub enum Frame {
         charter: Vec<u8>,
         /// The operator's token, which lets the group be new there; empty for none.
         registration: Vec<u8>,
+        /// What the device will show where connections begin that are to become direct; none if it does not need to.
+        pass: Option<[u8; 16]>,
     },
     /// New entries.
     Push {
@@ -369,9 +371,12 @@ impl Frame {
                 head(0x02, 6);
                 writer.bin(&replica.0).uint(max_cursor.0).bin(&check.0).text(name).texts(addresses).bin(incarnation);
             }
-            Self::Charter { charter, registration } => {
-                head(0x03, 2);
+            Self::Charter { charter, registration, pass } => {
+                head(0x03, 2 + usize::from(pass.is_some()));
                 writer.bin(charter).bin(registration);
+                if let Some(pass) = pass {
+                    writer.bin(pass);
+                }
             }
             Self::Push { entries, max_cursor, check } => {
                 head(0x10, 3);
@@ -450,17 +455,19 @@ impl Frame {
         }
         let code = reader.uint("frame type")?;
         let known = match known_fields(code) {
+            // the one that may be left out
+            Some(known) if code == 0x03 && fields > known + 2 => known + 1,
             Some(known) if fields >= known + 2 => known,
             Some(_) => return Err(FormatError::Malformed { field: "frame" }),
             None => 0,
         };
-        let frame = Self::decode_fields(code, &mut reader)?;
+        let frame = Self::decode_fields(code, known, &mut reader)?;
         reader.skip("frame", fields - 2 - known)?;
         reader.end()?;
         Ok(frame)
     }
 
-    fn decode_fields(code: u64, reader: &mut Reader<'_>) -> Result<Self, FormatError> {
+    fn decode_fields(code: u64, fields: usize, reader: &mut Reader<'_>) -> Result<Self, FormatError> {
         Ok(match code {
             0x01 => Self::Hello {
                 group: GroupId(reader.fixed("group")?),
@@ -480,6 +487,7 @@ impl Frame {
             0x03 => Self::Charter {
                 charter: reader.bin("charter", MAX_CHARTER)?.to_vec(),
                 registration: reader.bin("registration", MAX_TEXT)?.to_vec(),
+                pass: if fields > 2 { Some(reader.fixed("pass")?) } else { None },
             },
             0x10 => Self::Push {
                 entries: read_carried(reader)?,
@@ -682,7 +690,8 @@ mod tests {
                 addresses: vec!["127.0.0.1:9".into()],
                 incarnation: [5; 8],
             },
-            Frame::Charter { charter: vec![6; 3], registration: b"token".to_vec() },
+            Frame::Charter { charter: vec![6; 3], registration: b"token".to_vec(), pass: None },
+            Frame::Charter { charter: vec![6; 3], registration: b"token".to_vec(), pass: Some([7; 16]) },
             Frame::Push { entries: entries.clone(), max_cursor: Cursor(300), check },
             Frame::PushAck { cursor: Cursor(300) },
             Frame::Pull {
@@ -760,6 +769,7 @@ mod tests {
              161 970101c4200101010101010101010101010101010101010101010101010101010101010101c42002
               62 980102c4100303030303030303030303030303030307c4080909090909090909a66c6170746f7091
               15 940103c403060606c405746f6b656e
+              33 950103c403060606c405746f6b656ec41007070707070707070707070707070707
               28 9501109192cd012cc405abababababcd012cc4080909090909090909
                6 930111cd012c
              164 990120010102c4080909090909090909649194c42001010101010101010101010101010101010101
@@ -810,7 +820,7 @@ mod tests {
         }
 
         #[test]
-        fn a_frame_with_a_flipped_bit_is_read_or_refused(which in 0usize..15, at: usize, bit in 0u8..8) {
+        fn a_frame_with_a_flipped_bit_is_read_or_refused(which in 0usize..16, at: usize, bit in 0u8..8) {
             let mut bytes = every_frame()[which].encode();
             let at = at % bytes.len();
             bytes[at] ^= 1 << bit;

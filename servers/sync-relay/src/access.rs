@@ -7,6 +7,8 @@ use sync_core::{Held, HeldEnvelope, Membership, judge};
 use sync_crypto::author::{SignPurpose, verify};
 use sync_types::{AuthorId, Class, Envelope, Frame, GroupId, Number, ReplicaId};
 
+use crate::punching::Pass;
+
 /// What a device shows first: CHARTER, and then HELLO.
 #[derive(Debug)]
 pub(crate) struct Shown {
@@ -14,6 +16,8 @@ pub(crate) struct Shown {
     pub(crate) author: AuthorId,
     pub(crate) charter: Vec<u8>,
     pub(crate) registration: Vec<u8>,
+    /// What its device shows where connections begin, if it wants to.
+    pub(crate) pass: Option<Pass>,
     /// For the session, which judges it once more against everything that is known of the group.
     pub(crate) hello: Frame,
 }
@@ -41,7 +45,7 @@ impl Held for Nothing {
 ///
 /// Whether the group is known here makes no difference, so that nobody learns it by asking.
 pub(crate) fn examine(charter: Frame, hello: Frame, binding: &[u8; 32]) -> Option<Shown> {
-    let Frame::Charter { charter, registration } = charter else { return None };
+    let Frame::Charter { charter, registration, pass } = charter else { return None };
     let Frame::Hello { group, author, replica, token, proof } = hello else { return None };
     let mut membership = Membership::new(&charter).ok()?;
     let proven = is_proven(&group, &author, &replica, &proof, binding);
@@ -55,7 +59,7 @@ pub(crate) fn examine(charter: Frame, hello: Frame, binding: &[u8; 32]) -> Optio
         .collect();
     let Ok(_) = judge(&group, &mut membership, &mut Nothing, &operations);
     let hello = Frame::Hello { group, author, replica, token, proof };
-    membership.is_admitted(&author).then_some(Shown { group, author, charter, registration, hello })
+    membership.is_admitted(&author).then_some(Shown { group, author, charter, registration, pass, hello })
 }
 
 fn is_proven(group: &GroupId, author: &AuthorId, replica: &ReplicaId, proof: &[u8; 64], binding: &[u8; 32]) -> bool {

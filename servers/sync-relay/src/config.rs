@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use sync_link::punching::ADDRESS_DISCOVERY_PORT;
 use sync_link::relay::{DEFAULT_PORT, GONE_AFTER};
 use sync_types::bounds::{MAX_APP_BYTES, MAX_ENVELOPE, MAX_TEXT};
 
@@ -39,6 +40,12 @@ pub struct Config {
     pub behind_proxy: bool,
     /// Whether `/metrics` answers others than this machine.
     pub public_metrics: bool,
+    /// Whether connections between devices may begin here, to become direct.
+    pub punching: bool,
+    /// Whether devices are told their public address; unless set, where it has TLS and is not on the loopback network.
+    pub address_discovery: Option<bool>,
+    /// Where they ask for it, by UDP; unless set, port 7842 where it listens.
+    pub address_discovery_bind: Option<SocketAddr>,
     /// How much it takes.
     pub limits: Limits,
 }
@@ -69,6 +76,8 @@ pub struct Limits {
     pub groups: usize,
     /// Bytes of the database.
     pub database_bytes: u64,
+    /// Bytes that one device may send others in a second while they have no direct way.
+    pub relayed_bytes_per_second: u32,
 }
 
 impl Default for Config {
@@ -88,6 +97,9 @@ impl Default for Config {
             sweep_seconds: 3600,
             behind_proxy: false,
             public_metrics: false,
+            punching: true,
+            address_discovery: None,
+            address_discovery_bind: None,
             limits: Limits::default(),
         }
     }
@@ -107,6 +119,7 @@ impl Default for Limits {
             group_bytes: 100 << 20,
             groups: 1000,
             database_bytes: 1 << 30,
+            relayed_bytes_per_second: 2 << 20,
         }
     }
 }
@@ -174,6 +187,14 @@ impl Config {
         self.plain.unwrap_or_else(|| self.bind.ip().is_loopback() && self.cert.is_none())
     }
 
+    /// Where devices are told their public address, if they are.
+    #[must_use]
+    pub fn address_discovery(&self) -> Option<SocketAddr> {
+        let wanted = self.address_discovery.unwrap_or_else(|| !self.bind.ip().is_loopback());
+        let bind = self.address_discovery_bind.unwrap_or(SocketAddr::new(self.bind.ip(), ADDRESS_DISCOVERY_PORT));
+        (self.punching && wanted && !self.is_plain()).then_some(bind)
+    }
+
     /// Fails where a value makes no sense.
     pub fn check(&self) -> Result<(), ConfigError> {
         let token = self.registration_token.as_deref().unwrap_or("token");
@@ -197,6 +218,12 @@ impl Config {
         }
         if self.sweep_seconds == 0 {
             return Err(ConfigError::Value("sweep_seconds is at least 1"));
+        }
+        if self.address_discovery == Some(true) && self.is_plain() {
+            return Err(ConfigError::Value("address_discovery needs a certificate: leave it out with plain = true"));
+        }
+        if self.limits.relayed_bytes_per_second == 0 {
+            return Err(ConfigError::Value("relayed_bytes_per_second is at least 1; punching = false takes none"));
         }
         if self.limits.blob_bytes > MAX_APP_BYTES {
             return Err(ConfigError::Value("blob_bytes is at most 1048576, which no blob exceeds"));
@@ -234,6 +261,22 @@ mod tests {
     }
 
     #[test]
+    fn devices_are_told_their_addresses_where_that_is_of_use() {
+        for (text, at) in [
+            ("", None),
+            ("plain = false", None),
+            ("bind = '0.0.0.0:443'", Some("0.0.0.0:7842")),
+            ("bind = '0.0.0.0:443'\nplain = true", None),
+            ("bind = '0.0.0.0:443'\naddress_discovery = false", None),
+            ("bind = '0.0.0.0:443'\npunching = false", None),
+            ("plain = false\naddress_discovery = true\naddress_discovery_bind = '127.0.0.1:9'", Some("127.0.0.1:9")),
+        ] {
+            let config: Config = toml::from_str(text).unwrap();
+            assert_eq!(config.address_discovery(), at.map(|at| at.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_misspelt_or_makes_no_sense_is_refused() {
         assert!(toml::from_str::<Config>("bindd = '0.0.0.0:80'").is_err());
         for text in [
@@ -241,6 +284,8 @@ mod tests {
             "registration_token = 'a b'",
             "host = 'a:1'",
             "sweep_seconds = 0",
+            "address_discovery = true\nplain = true",
+            "[limits]\nrelayed_bytes_per_second = 0",
             "cert = 'a.pem'",
             "database_ca = 'a.pem'",
             "cert = 'a.pem'\nkey = 'b.pem'\nplain = true",

@@ -17,6 +17,7 @@ mod mailbox;
 mod meetings;
 mod metrics;
 mod operate;
+mod punching;
 mod relay;
 mod server;
 mod storage;

@@ -18,6 +18,7 @@ use sync_types::{AuthorId, ErrorCode, Frame, GroupId};
 use crate::access::{Shown, examine};
 use crate::channel::{Channel, ChannelError};
 use crate::limiter::{Place, subscriber};
+use crate::punching::{Admission, Pass};
 use crate::relay::{HostError, Relay, failed};
 use crate::storage::{Live, Reading};
 use crate::wake::Online;
@@ -110,6 +111,10 @@ struct Talk {
     storing: FuturesOrdered<BoxFuture<'static, Reply>>,
     reading: FuturesOrdered<BoxFuture<'static, Option<Reply>>>,
     told_full: Arc<AtomicBool>,
+    /// What its device shows where connections begin.
+    pass: Option<Pass>,
+    /// Lets the device in there, once the session is established.
+    admission: Option<Admission>,
     established: bool,
     /// As long as the device need not be woken.
     online: Online,
@@ -142,6 +147,8 @@ impl Talk {
             storing: FuturesOrdered::new(),
             reading: FuturesOrdered::new(),
             told_full: Arc::default(),
+            pass: shown.pass,
+            admission: None,
             established: false,
             online,
         }
@@ -249,11 +256,17 @@ impl Talk {
                 }
                 Effect::Report(Report::Established { .. }) => {
                     self.established = true;
+                    let punching = self.relay.punching.as_ref();
+                    self.admission = punching.zip(self.pass).map(|(punching, pass)| punching.admit(pass));
                     self.relay.metrics.sessions.add(1);
                 }
                 Effect::Close(close) => {
                     if !close.by_peer {
                         self.relay.metrics.refuse(close.code);
+                        let belongs = !matches!(close.code, ErrorCode::Refused | ErrorCode::Removed);
+                        if let Some(admission) = self.admission.as_mut().filter(|_| !belongs) {
+                            admission.refuse();
+                        }
                     }
                     return Ok(true);
                 }

@@ -55,6 +55,8 @@ impl Counter {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Now {
     pub(crate) connections: usize,
+    pub(crate) relayed_connections: u64,
+    pub(crate) relayed_bytes: u64,
     pub(crate) groups: usize,
     pub(crate) database_bytes: u64,
     pub(crate) commits: u64,
@@ -93,6 +95,13 @@ impl Metrics {
         let bytes = [("received", &self.received_bytes), ("sent", &self.sent_bytes)]
             .map(|(way, counter)| (format!("{{direction=\"{way}\"}}"), counter.get()));
         metric("bytes_total", "counter", "Bytes of frames on all channels.", &bytes);
+        metric(
+            "relayed_connections_total",
+            "counter",
+            "Connections of devices that look for a direct way.",
+            &plain(now.relayed_connections),
+        );
+        metric("relayed_bytes_total", "counter", "Bytes that devices sent each other.", &plain(now.relayed_bytes));
         let mut refusals: Vec<_> = REFUSALS
             .iter()
             .zip(&self.refusals)
@@ -128,8 +137,16 @@ mod tests {
         let metrics = Metrics::default();
         metrics.stored.add(3);
         metrics.refuse(ErrorCode::GroupFull);
-        let now =
-            Now { connections: 2, groups: 1, database_bytes: 4096, commits: 7, uptime_seconds: 9, wakes: [1, 2, 3] };
+        let now = Now {
+            connections: 2,
+            relayed_connections: 4,
+            relayed_bytes: 5,
+            groups: 1,
+            database_bytes: 4096,
+            commits: 7,
+            uptime_seconds: 9,
+            wakes: [1, 2, 3],
+        };
         let text = metrics.render(now);
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let (name, value) = line.rsplit_once(' ').unwrap();

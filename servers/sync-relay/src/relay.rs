@@ -17,6 +17,7 @@ use crate::config::Limits;
 use crate::limiter::{Connections, Limiter};
 use crate::meetings::{Meetings, Rates};
 use crate::metrics::{Counter, Metrics, Now};
+use crate::punching::Punching;
 use crate::storage::{Live, Room, Storage, StorageError, Stored, Usage};
 use crate::wake::Wakes;
 
@@ -39,6 +40,8 @@ pub(crate) struct Relay {
     pub(crate) meetings: Meetings,
     /// Who is to be woken.
     pub(crate) wakes: Arc<Wakes>,
+    /// Where connections between devices begin; none where that is switched off.
+    pub(crate) punching: Option<Arc<Punching>>,
     pub(crate) stop: CancellationToken,
     /// What lets a group be new here; none where everyone may.
     registration: Option<String>,
@@ -51,6 +54,7 @@ impl Relay {
         secret: Zeroizing<[u8; 32]>,
         storage: Arc<dyn Storage>,
         registration: Option<String>,
+        punching: Option<Arc<Punching>>,
     ) -> Self {
         let stop = CancellationToken::new();
         Self {
@@ -62,6 +66,7 @@ impl Relay {
                 fetch: limits.code_fetches_per_minute,
                 missed: limits.code_misses_per_minute,
             }),
+            punching,
             limits,
             secret,
             replica: storage.replica(),
@@ -146,7 +151,11 @@ impl Relay {
     /// What an operator is shown beside the counters.
     pub(crate) async fn now(&self) -> Result<Now, StorageError> {
         let Usage { groups, bytes, commits } = self.storage.usage().await?;
+        let (relayed_connections, relayed_bytes) =
+            self.punching.as_ref().map(|punching| punching.counts()).unwrap_or_default();
         Ok(Now {
+            relayed_connections,
+            relayed_bytes,
             connections: self.connections.count(),
             groups,
             database_bytes: bytes,

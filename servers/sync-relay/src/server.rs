@@ -27,10 +27,11 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Config, ConfigError};
 use crate::data::{Data, DataError, note_address};
 use crate::limiter::{Place, TooMany, subscriber};
+use crate::punching::{Punching, discover_addresses};
 use crate::relay::Relay;
 use crate::storage::StorageError;
 use crate::tls::{Identity, TlsError};
-use crate::{mailbox, meetings, storage};
+use crate::{mailbox, meetings, punching, storage};
 
 /// Time for a request to come whole; a socket that says nothing is closed.
 pub(crate) const REQUEST_WAIT: Duration = Duration::from_secs(10);
@@ -39,7 +40,7 @@ const WRITE_WAIT: Duration = Duration::from_secs(30);
 /// Time for connections to end once the relay is to.
 const DRAIN: Duration = Duration::from_secs(3);
 /// Bytes read from a socket at once: connections are many and mostly silent.
-const READ_BUFFER: usize = 4 << 10;
+pub(crate) const READ_BUFFER: usize = 4 << 10;
 /// Bytes that may wait to be sent on a channel: one frame.
 const WRITE_BUFFER: usize = 8 << 20;
 /// Connections at once that are only told that there is no room for them.
@@ -71,6 +72,17 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// Devices cannot be told their addresses.
+    #[error(
+        "cannot tell devices their public addresses on UDP {address}: {reason}; \
+         set address_discovery_bind to another one, or address_discovery = false"
+    )]
+    AddressDiscovery {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// A relay that runs until it is stopped.
@@ -81,6 +93,8 @@ pub struct Server {
     url: RelayUrl,
     accepting: JoinHandle<()>,
     tasks: TaskTracker,
+    /// What tells devices their public addresses.
+    discovery: Option<iroh_relay::server::Server>,
     _data: Data,
 }
 
@@ -133,7 +147,12 @@ impl Server {
         if let Some(token) = &registration {
             url = url.with_token(token);
         }
-        let relay = Relay::new(config.limits.clone(), data.secret.clone(), storage, registration);
+        let discovery = match (&identity, config.address_discovery()) {
+            (Some(identity), Some(bind)) => Some(discover_addresses(bind, identity.config()).await?),
+            _ => None,
+        };
+        let punching = config.punching.then(|| Arc::new(Punching::new(config.limits.relayed_bytes_per_second)));
+        let relay = Relay::new(config.limits.clone(), data.secret.clone(), storage, registration, punching);
         let keep = (config.keep_seconds > 0).then(|| Duration::from_secs(config.keep_seconds));
         let every = Duration::from_secs(config.sweep_seconds);
         let Config { behind_proxy, public_metrics, .. } = config;
@@ -150,7 +169,7 @@ impl Server {
             tasks.spawn(sweep(inner.relay.clone(), keep, every));
         }
         let accepting = tokio::spawn(accept(inner.clone(), listener, tasks.clone()));
-        Ok(Self { inner, address, url, accepting, tasks, _data: data })
+        Ok(Self { inner, address, url, accepting, tasks, discovery, _data: data })
     }
 
     /// Where it listens.
@@ -171,7 +190,17 @@ impl Server {
         // it ends by itself
         let _ = self.accepting.await;
         self.tasks.close();
-        let _ = tokio::time::timeout(DRAIN, self.tasks.wait()).await;
+        let ending = async {
+            if let Some(punching) = &self.inner.relay.punching {
+                punching.stop().await;
+            }
+            if let Some(discovery) = self.discovery {
+                // how it ended is nobody's matter now
+                let _ = discovery.shutdown().await;
+            }
+            self.tasks.wait().await;
+        };
+        let _ = tokio::time::timeout(DRAIN, ending).await;
         self.inner.relay.storage.close().await
     }
 }
@@ -212,7 +241,7 @@ async fn sweep(relay: Arc<Relay>, keep: Duration, every: Duration) {
 }
 
 /// A connection's place, which its channel takes over.
-type Seat = Arc<std::sync::Mutex<Option<Place>>>;
+pub(crate) type Seat = Arc<std::sync::Mutex<Option<Place>>>;
 
 async fn serve(inner: Arc<Inner>, router: Router, stream: TcpStream, address: IpAddr) {
     // a proxy's connections are those of many: each is counted once it says whose it is
@@ -291,6 +320,27 @@ impl Inner {
         }
     }
 
+    /// What a request for a socket needs to become one, with the address that asks; what is answered where it may not.
+    pub(crate) fn take_socket(
+        &self,
+        seat: &Seat,
+        headers: &HeaderMap,
+        socket: IpAddr,
+        upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    ) -> Result<(WebSocketUpgrade, IpAddr, Place), Box<Response>> {
+        let relay = &self.relay;
+        let address = self.asking(headers, socket);
+        if relay.strangers.is_empty(&subscriber(address), Instant::now()) {
+            let text = "too many refused requests from your address";
+            return Err(Box::new((StatusCode::TOO_MANY_REQUESTS, text).into_response()));
+        }
+        let upgrade = upgrade.map_err(|rejection| Box::new(rejection.into_response()))?;
+        let taken = seat.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let place = taken.map_or_else(|| relay.connections.enter(address), Ok);
+        let place = place.map_err(|too_many| Box::new(self.count_too_many(too_many).into_response()))?;
+        Ok((upgrade, address, place))
+    }
+
     fn count_too_many(&self, too_many: TooMany) -> (StatusCode, &'static str) {
         let metrics = &self.relay.metrics;
         match too_many {
@@ -312,6 +362,7 @@ fn router(inner: Arc<Inner>) -> Router {
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .merge(meetings::routes())
+        .merge(punching::routes())
         .with_state(inner)
 }
 
@@ -322,20 +373,11 @@ async fn channel(
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
+    let (upgrade, address, place) = match inner.take_socket(&seat, &headers, socket, upgrade) {
+        Ok(taken) => taken,
+        Err(refusal) => return *refusal,
+    };
     let relay = inner.relay.clone();
-    let address = inner.asking(&headers, socket);
-    if relay.strangers.is_empty(&subscriber(address), Instant::now()) {
-        return (StatusCode::TOO_MANY_REQUESTS, "too many refused requests from your address").into_response();
-    }
-    let upgrade = match upgrade {
-        Ok(upgrade) => upgrade,
-        Err(rejection) => return rejection.into_response(),
-    };
-    let taken = seat.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-    let place = match taken.map_or_else(|| relay.connections.enter(address), Ok) {
-        Ok(place) => place,
-        Err(too_many) => return inner.count_too_many(too_many).into_response(),
-    };
     upgrade
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(0)

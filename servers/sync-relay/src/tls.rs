@@ -38,6 +38,7 @@ pub enum TlsError {
 /// What a relay shows to who connects.
 pub(crate) struct Identity {
     pub(crate) acceptor: TlsAcceptor,
+    config: Arc<ServerConfig>,
     /// Fingerprint of the certificate's key.
     pub(crate) pin: [u8; 32],
 }
@@ -72,6 +73,12 @@ impl Identity {
             .with_single_cert(chain, key)
             .map_err(|error| wrong(error.to_string()))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), pin })
+        let config = Arc::new(config);
+        Ok(Self { acceptor: TlsAcceptor::from(config.clone()), config, pin })
+    }
+
+    /// The same for what is no HTTP.
+    pub(crate) fn config(&self) -> ServerConfig {
+        ServerConfig::clone(&self.config)
     }
 }

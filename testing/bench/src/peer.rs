@@ -199,6 +199,7 @@ async fn open(home: &Path, runtime: &Path) -> Result<Device> {
         bind: Bind::Loopback,
         mdns: false,
         lan: false,
+        public_relays: false,
         runtime_dir: Some(runtime.to_owned()),
         ..Network::default()
     };

@@ -74,6 +74,7 @@ impl Program {
             .env("SYNCSHELL_BIND", "loopback")
             .env("SYNCSHELL_MDNS", "off")
             .env("SYNCSHELL_LAN", "off")
+            .env("SYNCSHELL_PUBLIC_RELAYS", "off")
             .env("SYNCSHELL_RUNTIME_DIR", &self.runtime)
             .arg("--home")
             .arg(home)

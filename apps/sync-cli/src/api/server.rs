@@ -645,6 +645,7 @@ mod tests {
             groups: vec![],
             state: "this".into(),
             address: None,
+            relayed_by: None,
             rtt_us: None,
             last_seen_ms: None,
         };

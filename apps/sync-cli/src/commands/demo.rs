@@ -571,6 +571,7 @@ impl Device {
             .env("SYNCSHELL_BIND", "loopback")
             .env("SYNCSHELL_MDNS", "off")
             .env("SYNCSHELL_LAN", "off")
+            .env("SYNCSHELL_PUBLIC_RELAYS", "off")
             .env("SYNCSHELL_SAME_MACHINE", "on")
             .env("SYNCSHELL_RUNTIME_DIR", &self.runtime_dir)
             .stdout(open(log.try_clone())?)

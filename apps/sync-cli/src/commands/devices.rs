@@ -35,6 +35,9 @@ fn line(device: &DeviceStatus) -> String {
     if let Some(address) = &device.address {
         text += &format!(" at {}", clean(address));
     }
+    if let Some(relay) = &device.relayed_by {
+        text += &format!(" through the relay {}", clean(relay));
+    }
     if let Some(rtt) = device.rtt_us {
         text += &format!(", {}.{} ms away", rtt / 1000, rtt % 1000 / 100);
     }
@@ -56,6 +59,7 @@ mod tests {
             groups: vec![],
             state: "this".into(),
             address: None,
+            relayed_by: None,
             rtt_us: None,
             last_seen_ms: None,
         };
@@ -68,6 +72,11 @@ mod tests {
             ..this.clone()
         };
         assert_eq!(line(&other), "01234567 ben\u{fffd} is connected at 127.0.0.1:9, 1.2 ms away");
+        let relayed = DeviceStatus { address: None, relayed_by: Some("https://relay.example/".into()), ..other };
+        assert_eq!(
+            line(&relayed),
+            "01234567 ben\u{fffd} is connected through the relay https://relay.example/, 1.2 ms away"
+        );
         let away =
             DeviceStatus { name: "ben".into(), state: "disconnected".into(), last_seen_ms: Some(90_000), ..this };
         assert_eq!(line(&away), "01234567 ben is disconnected, last seen 90 s ago");

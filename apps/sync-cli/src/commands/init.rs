@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use getrandom::SysRng;
 use rand_core::UnwrapErr;
 use serde::Serialize;
-use sync_client::ClientError;
 use sync_client::home::{Home, KeyStoreKind, MAX_PASSPHRASE};
+use sync_client::{ClientError, Network};
 use sync_crypto::passphrase;
 use sync_types::bounds::MAX_NAME;
 use zeroize::Zeroizing;
@@ -42,14 +42,22 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME")]
     passphrase_group: Option<String>,
 
+    /// Never use the public relays of n0, where devices else find each other until a group names a relay
+    #[arg(long)]
+    no_public_relays: bool,
+
     /// Go on in a home whose database is gone, with its key and name, as a new device without groups
-    #[arg(long, conflicts_with_all = ["name", "key_store", "passphrase_group"])]
+    #[arg(long, conflicts_with_all = ["name", "key_store", "passphrase_group", "no_public_relays"])]
     anew: bool,
 
     /// File with the passphrase of that group
     #[arg(long, value_name = "FILE", requires = "passphrase_group")]
     group_passphrase_file: Option<PathBuf>,
 }
+
+/// What is used unless it is told otherwise.
+const PUBLIC_RELAYS: &str = "Until a group names a relay, devices behind routers find each other through the public relays of \
+     n0, which see their addresses and ids; `syncshell relay public off` ends that.";
 
 #[derive(Serialize)]
 struct Made {
@@ -91,6 +99,9 @@ impl Args {
         }
         let key_store = home.key_store();
         drop(home);
+        if self.no_public_relays {
+            Home::set_public_relays(&path, false).map_err(ClientError::from)?;
+        }
 
         let mut result =
             Made { home: path.display().to_string(), name, key_store, group: None, group_passphrase: None };
@@ -102,6 +113,9 @@ impl Args {
             result.group_passphrase = group.drawn.then(|| group.passphrase.to_string());
         }
         out.result(text(&result), &result)?;
+        if !self.no_public_relays && Network::from_env().public_relays {
+            out.note(PUBLIC_RELAYS);
+        }
         if group.is_some() {
             out.note("Whoever sees the id of this group, a relay for instance, can try passphrases on it at leisure.");
             out.note("Nobody can be removed from it: whoever knows the passphrase stays in.");

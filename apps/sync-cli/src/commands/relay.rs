@@ -2,6 +2,8 @@
 
 use clap::Subcommand;
 use serde::Serialize;
+use sync_client::ClientError;
+use sync_client::home::Home;
 
 use crate::api::HomeRelay;
 use crate::backend::{Backend, Mode};
@@ -40,6 +42,18 @@ enum What {
         /// The https:// address that a push service gave for this device, as UnifiedPush does; `off` for none
         url: String,
     },
+    /// Choose whether connections may begin at the public relays of n0 until a group names a relay
+    Public {
+        /// Whether they may, from the next time on that this home is served
+        used: OnOff,
+    },
+}
+
+/// A choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum OnOff {
+    On,
+    Off,
 }
 
 #[derive(Serialize)]
@@ -56,6 +70,9 @@ struct WakeLine<'a> {
 
 impl Args {
     pub(crate) async fn run(self, global: &Global, out: Output) -> Result<(), Failure> {
+        if let What::Public { used } = self.what {
+            return set_public(global, used, out);
+        }
         let backend = Backend::open(global, Mode::Offline).await?;
         let result = self.what.run(&backend, global.group(), out).await;
         backend.close().await;
@@ -90,6 +107,8 @@ impl What {
                 );
                 out.result(text, &WakeLine { event: "wake", wake })
             }
+            // needs nobody who serves the home
+            Self::Public { .. } => Ok(()),
             Self::List => {
                 let mut relays = backend.relays().await?;
                 relays.relays.retain(|relay| relay.group.as_deref().is_none_or(|id| id.starts_with(group)));
@@ -104,6 +123,17 @@ impl What {
             }
         }
     }
+}
+
+fn set_public(global: &Global, used: OnOff, out: Output) -> Result<(), Failure> {
+    Home::set_public_relays(global.home()?, used == OnOff::On).map_err(ClientError::from)?;
+    let (event, text) = match used {
+        OnOff::On => ("public-relays-on", "connections may begin at public relays until a group names a relay"),
+        OnOff::Off => ("public-relays-off", "no connection begins at public relays"),
+    };
+    out.result(text, &serde_json::json!({ "event": event }))?;
+    out.note("It counts from the next time on that this home is served.");
+    Ok(())
 }
 
 fn without_token(url: &str) -> &str {

@@ -134,6 +134,9 @@ fn peer_line(peer: &PeerStatus) -> String {
     if let Some(address) = &peer.address {
         text += &format!(" at {}", clean(address));
     }
+    if let Some(relay) = &peer.relayed_by {
+        text += &format!(" through the relay {}", clean(relay));
+    }
     if let Some(rtt) = peer.rtt_us {
         text += &format!(", {}.{} ms away", rtt / 1000, rtt % 1000 / 100);
     }
@@ -141,7 +144,7 @@ fn peer_line(peer: &PeerStatus) -> String {
     if let Some(ago) = peer.last_seen_ms {
         text += &format!(", last seen {} ago", age(ago));
     }
-    if peer.address.is_none() && !peer.addresses.is_empty() {
+    if peer.address.is_none() && peer.relayed_by.is_none() && !peer.addresses.is_empty() {
         let known = peer.addresses_age_ms.map(|ago| format!(" {} ago", age(ago))).unwrap_or_default();
         text += &format!(", known{known} at {}", clean(&peer.addresses.join(" ")));
     }
@@ -190,6 +193,7 @@ mod tests {
             author: "cc".into(),
             state: "connected".into(),
             address: Some("127.0.0.1:9".into()),
+            relayed_by: None,
             addresses: vec!["127.0.0.1:9".into()],
             addresses_age_ms: Some(1),
             rtt_us: Some(1234),
@@ -204,6 +208,13 @@ mod tests {
             addresses_age_ms: Some(300_000),
             rtt_us: None,
             last_seen_ms: Some(90_000_000),
+            ..peer.clone()
+        };
+        let relayed = PeerStatus {
+            name: "cleo".into(),
+            address: None,
+            relayed_by: Some("https://relay.example:7841/".into()),
+            rtt_us: Some(34_567),
             ..peer.clone()
         };
         let relay = RelayStatus {
@@ -222,7 +233,7 @@ mod tests {
             max_cursor: 7,
             pending: 1,
             state: SyncState::Pending,
-            peers: vec![peer, away],
+            peers: vec![peer, relayed, away],
             relays: vec![relay.clone(), RelayStatus { problem: Some("it is full".into()), ..relay }],
             authors: 3,
             gaps: vec![Gap { author: "cc".into(), first: 2, last: 4 }],
@@ -267,6 +278,7 @@ mod tests {
               pending; cursor 7, 1 to hand over
               3 authors, this one aa
               ben� is connected at 127.0.0.1:9, 1.2 ms away, has up to cursor 6
+              cleo is connected through the relay https://relay.example:7841/, 34.5 ms away, has up to cursor 6
               01234567 is reconnecting, has up to cursor 6, last seen 25 h ago, known 5 min ago at 127.0.0.1:9
               relay ws://relay.example:7841/#KEY is connected, has up to cursor 7, last seen 2 s ago; it keeps entries, and files' contents come from devices alone
               relay ws://relay.example:7841/#KEY is connected, has up to cursor 7, last seen 2 s ago: it is full

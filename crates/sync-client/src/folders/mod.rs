@@ -444,6 +444,7 @@ impl Device {
             groups: groups.iter().map(ToString::to_string).collect(),
             state: "this".to_owned(),
             address: None,
+            relayed_by: None,
             rtt_us: None,
             last_seen_ms: None,
         }];
@@ -457,6 +458,7 @@ impl Device {
                         groups: vec![group.to_string()],
                         state: peer.state,
                         address: peer.address,
+                        relayed_by: peer.relayed_by,
                         rtt_us: peer.rtt_us,
                         last_seen_ms: peer.last_seen_ms,
                     }),

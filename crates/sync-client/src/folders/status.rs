@@ -163,8 +163,10 @@ pub struct DeviceStatus {
     pub groups: Vec<String>,
     /// "this", or how it is connected.
     pub state: String,
-    /// Where it is connected from or to.
+    /// Where it is connected from or to directly.
     pub address: Option<String>,
+    /// The relay that the connection goes through while no direct way is found.
+    pub relayed_by: Option<String>,
     /// Round-trip time in microseconds.
     pub rtt_us: Option<u64>,
     /// Milliseconds since it was last connected.

@@ -516,3 +516,17 @@ fn a_home_keeps_its_place_when_it_was_named_by_a_relative_path() {
     let HomeError::NotAHome { path } = error else { panic!("{error}") };
     assert!(path.is_absolute());
 }
+
+#[test]
+fn public_relays_are_used_until_the_home_says_otherwise() {
+    let place = Place::without_keychain();
+    let (home, _) = place.create(Some(KeyStoreKind::File), &PassphraseSource::none()).expect("a home");
+    assert!(home.uses_public_relays());
+    let before = fs::read_to_string(place.file("home.toml")).expect("settings");
+    for used in [false, true] {
+        Home::set_public_relays(place.home(), used).expect("settings");
+        assert_eq!(place.open(&PassphraseSource::none()).expect("a home").uses_public_relays(), used);
+    }
+    assert_eq!(fs::read_to_string(place.file("home.toml")).expect("settings"), before);
+    assert!(matches!(Home::set_public_relays(place.file("none"), true), Err(HomeError::NotAHome { .. })));
+}

@@ -60,6 +60,7 @@ impl Site {
             bind: Bind::Loopback,
             mdns: false,
             lan: false,
+            public_relays: false,
             same_machine: self.same_machine,
             runtime_dir: Some(self.path("run")),
             ..Network::default()

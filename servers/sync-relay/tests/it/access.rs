@@ -35,7 +35,7 @@ async fn strangers_hear_the_same_whether_or_not_there_is_such_a_group() {
     for charter in [unknown.charter.clone(), b"charter".to_vec()] {
         let mut talk = Talk::open(&relay.url).await;
         let binding = talk.connection.binding;
-        talk.send(&Frame::Charter { charter, registration: Vec::new() }).await;
+        talk.send(&Frame::Charter { charter, registration: Vec::new(), pass: None }).await;
         talk.send(&anna.hello(&binding)).await;
         heard.push((talk.error().await, "another charter"));
     }

@@ -15,6 +15,7 @@ mod packaging;
 mod postgres;
 mod postgresql;
 mod processes;
+mod punching;
 mod raw;
 mod site;
 mod slow;

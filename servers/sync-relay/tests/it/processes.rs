@@ -37,7 +37,8 @@ impl Home<'_> {
             .env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent")
             .env("SYNCSHELL_BIND", "loopback")
             .env("SYNCSHELL_MDNS", "off")
-            .env("SYNCSHELL_LAN", "off");
+            .env("SYNCSHELL_LAN", "off")
+            .env("SYNCSHELL_PUBLIC_RELAYS", "off");
         command
     }
 
@@ -187,6 +188,8 @@ fn two_hosts_that_share_nothing_but_the_relay_pair_by_code() {
         .env("HOME", site.path(""))
         .env("DIR", site.path(""))
         .env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent")
+        // without a direct way
+        .env("SYNCSHELL_PUNCHING", "off")
         .env("RELAY", env!("CARGO_BIN_EXE_sync-relay"))
         .env("SYNCSHELL", syncshell())
         .output()

@@ -110,7 +110,7 @@ impl Member {
     }
 
     pub(crate) fn charter_frame(&self, registration: &str) -> Frame {
-        Frame::Charter { charter: self.charter.clone(), registration: registration.as_bytes().to_vec() }
+        Frame::Charter { charter: self.charter.clone(), registration: registration.as_bytes().to_vec(), pass: None }
     }
 
     /// Comes in, and exchanges memberships until entries flow.

@@ -203,8 +203,14 @@ impl Site {
             Home::create(&path, &device_name(name), Some(KeyStoreKind::File), &PassphraseSource::none(), &mut rng)
                 .unwrap();
         }
-        let network =
-            Network { bind: Bind::Loopback, mdns: false, lan: false, same_machine: false, ..Network::default() };
+        let network = Network {
+            bind: Bind::Loopback,
+            mdns: false,
+            lan: false,
+            public_relays: false,
+            same_machine: false,
+            ..Network::default()
+        };
         let config = Config { passphrase: PassphraseSource::none(), network, ..Config::new(path) };
         Device::open(config).await.unwrap()
     }

@@ -85,7 +85,9 @@ impl Client {
         let statement = hello_statement(&binding, Side::Dialler, &founder.group, &replica);
         let proof = founder.secret.sign(SignPurpose::Hello, &[&statement]);
         let (group, author) = (founder.group, founder.secret.id());
-        client.queue(&Frame::Charter { charter: founder.charter.clone(), registration: Vec::new() }).await?;
+        client
+            .queue(&Frame::Charter { charter: founder.charter.clone(), registration: Vec::new(), pass: None })
+            .await?;
         client.queue(&Frame::Hello { group, author, replica, token: Vec::new(), proof }).await?;
         client.pull(Scope::Membership, REQUEST - 1).await?;
         let (mut asked, mut answered) = (false, false);

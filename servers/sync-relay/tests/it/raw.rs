@@ -238,6 +238,11 @@ impl Talk {
         }
     }
 
+    /// Whether so much is not acknowledged for a moment.
+    pub(crate) async fn is_unacknowledged(&mut self, cursor: u64) -> bool {
+        tokio::time::timeout(Duration::from_millis(300), self.acknowledged(cursor)).await.is_err()
+    }
+
     /// Whether nothing comes for a moment.
     pub(crate) async fn is_silent(&mut self) -> bool {
         tokio::time::timeout(Duration::from_millis(300), self.connection.receiver.recv()).await.is_err()

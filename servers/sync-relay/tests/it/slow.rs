@@ -211,7 +211,7 @@ async fn a_database_that_someone_else_holds_is_waited_for_and_then_members_are_t
     let (first, second) = (anna.entry(50), anna.entry(60));
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     talk.push(1, first.clone()).await;
-    assert!(talk.is_silent().await, "nothing is acknowledged that is not stored");
+    assert!(talk.is_unacknowledged(1).await, "nothing is acknowledged that is not stored");
     other.execute_batch("COMMIT").unwrap();
     talk.acknowledged(1).await;
     other.execute_batch("BEGIN IMMEDIATE").unwrap();

@@ -13,6 +13,7 @@ use sync_link::relay::meeting::get;
 const SETTINGS: &str = "[limits]
 connections = 100000
 connections_per_address = 100000
+silence_seconds = 3600
 messages_per_minute = 4294967295
 group_bytes = 1099511627776
 groups = 100000

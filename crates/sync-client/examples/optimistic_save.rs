@@ -126,13 +126,6 @@ async fn open(dir: &Path, name: &str) -> Result<Device, Box<dyn Error>> {
     let mut rng = rand_core::UnwrapErr(getrandom::SysRng);
     Home::create(dir.join(name), name, store, &PassphraseSource::none(), &mut rng)?;
     let runtime_dir = Some(dir.join("run"));
-    let network = Network {
-        bind: Bind::Loopback,
-        mdns: false,
-        lan: false,
-        public_relays: false,
-        runtime_dir,
-        ..Network::default()
-    };
+    let network = Network { bind: Bind::Loopback, mdns: false, lan: false, runtime_dir, ..Network::default() };
     Ok(Device::open(Config { network, ..Config::new(dir.join(name)) }).await?)
 }

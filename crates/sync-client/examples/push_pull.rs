@@ -60,13 +60,6 @@ fn make_home(dir: &Path) -> Result<(), Box<dyn Error>> {
 
 fn config(dir: &Path) -> Config {
     let runtime_dir = Some(dir.join("run"));
-    let network = Network {
-        bind: Bind::Loopback,
-        mdns: false,
-        lan: false,
-        public_relays: false,
-        runtime_dir,
-        ..Network::default()
-    };
+    let network = Network { bind: Bind::Loopback, mdns: false, lan: false, runtime_dir, ..Network::default() };
     Config { network, ..Config::new(dir.join("laptop")) }
 }

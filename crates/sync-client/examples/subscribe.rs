@@ -85,13 +85,6 @@ async fn open(dir: &Path, name: &str) -> Result<Device, AnyError> {
     Home::create(dir.join(name), name, store, &PassphraseSource::none(), &mut rng)?;
     // both in one runtime directory, where they find the code and each other
     let runtime_dir = Some(dir.join("run"));
-    let network = Network {
-        bind: Bind::Loopback,
-        mdns: false,
-        lan: false,
-        public_relays: false,
-        runtime_dir,
-        ..Network::default()
-    };
+    let network = Network { bind: Bind::Loopback, mdns: false, lan: false, runtime_dir, ..Network::default() };
     Ok(Device::open(Config { network, ..Config::new(dir.join(name)) }).await?)
 }

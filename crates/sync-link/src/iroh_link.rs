@@ -31,8 +31,9 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
+use crate::certificates::Pins;
 use crate::frame::FrameStream;
-use crate::punching::{self, Pins};
+use crate::punching;
 use crate::relay::RelayUrl;
 
 /// One dial waits this long unless the caller says otherwise: a LAN answers in milliseconds, a bad mobile link in one or two seconds, and an address that is silent for longer is stale.
@@ -692,7 +693,7 @@ fn builder(config: &EndpointConfig, port: u16, pins: Option<&Arc<Pins>>) -> Resu
     let builder = iroh::Endpoint::builder(presets::Minimal);
     let builder = match pins {
         // relays come and go while the endpoint lives
-        Some(pins) => builder.relay_mode(RelayMode::Custom(RelayMap::empty())).ca_tls_config(pins.tls()),
+        Some(pins) => builder.relay_mode(RelayMode::Custom(RelayMap::empty())).ca_tls_config(punching::tls(pins)),
         None => builder.relay_mode(RelayMode::Disabled),
     };
     builder

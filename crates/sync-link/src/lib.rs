@@ -5,8 +5,10 @@
 //! - [`iroh_link`] dials and accepts authenticated connections, [`frame`] cuts their streams into frames.
 //! - [`punching`] has the relays at which connections between devices begin.
 //! - [`relay`] opens a channel to a relay, which [`noise`] seals.
+//! - [`certificates`] says which one a relay must show.
 //! - [`rendezvous`] is what every way of finding a peer offers; [`same_machine`] and [`lan`] are two of them.
 
+pub mod certificates;
 pub mod frame;
 pub mod iroh_link;
 pub mod lan;

@@ -19,7 +19,6 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-pub use self::tls::pin_of;
 use self::tls::{Io, dial};
 use crate::noise::{Handshake, MAX_MESSAGE, NoiseError, Opener, Sealer};
 

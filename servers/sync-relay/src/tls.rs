@@ -7,7 +7,7 @@ use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use sync_link::relay::pin_of;
+use sync_link::certificates::pin_of;
 use tokio_rustls::TlsAcceptor;
 
 use crate::data::{DataError, kept};

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
+use sync_core::connection::back_off;
 use sync_types::{Cursor, GroupId};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -28,10 +29,6 @@ const WANTED: &str = "wanted";
 ///
 /// Tests are to see that notices come by themselves.
 const LOOK: Duration = Duration::from_secs(if cfg!(test) { 3600 } else { 10 });
-/// First wait before a lost connection is made again.
-const FIRST_WAIT: Duration = Duration::from_millis(200);
-/// Longest wait before that: a database that is back is used soon.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// What is to be told.
 #[derive(Default)]
@@ -79,19 +76,20 @@ impl Telling {
 
 /// Listens and tells until it is to stop; a connection that is lost is made again.
 pub(super) async fn run(first: Listener, shared: Arc<Shared>, config: Config, tls: Tls, stop: CancellationToken) {
-    let (mut next, mut wait) = (Ok(first), FIRST_WAIT);
+    let (mut next, mut attempt) = (Ok(first), 0);
     loop {
         let worked = match next {
             Ok(listener) => {
-                wait = FIRST_WAIT;
+                attempt = 0;
                 listener.work(&shared, &stop).await
             }
             Err(error) => Err(error),
         };
         let Err(error) = worked else { return };
-        tracing::warn!(%error, "no notices from other relays for now");
+        tracing::warn!(%error, "no notices from other relays until the database is reached again");
+        let jitter = getrandom::u64().expect("BUG: the system has no random numbers");
         tokio::select! {
-            () = tokio::time::sleep(wait) => wait = (2 * wait).min(LONGEST_WAIT),
+            () = tokio::time::sleep(back_off(attempt, jitter)) => attempt += 1,
             () = stop.cancelled() => return,
         }
         next = Listener::open(&shared, &config, &tls).await;

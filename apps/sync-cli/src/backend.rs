@@ -11,8 +11,8 @@ use crate::api::client::{ApiClient, Lines};
 use crate::api::loopback::Loopback;
 use crate::api::server::Server;
 use crate::api::{
-    self, Devices, EventLine, Folders, Handed, HomeRelays, Invite, Joined, OfferedFolders, Outcome, Overview, Page,
-    PlaceRequest, Pushed, RestoreRequest, Restored, Versions,
+    self, BackedUp, Devices, EventLine, Folders, Handed, HomeRelays, Invite, Joined, OfferedFolders, Outcome, Overview,
+    Page, PlaceRequest, Pushed, RestoreRequest, Restored, Versions,
 };
 use crate::cli::Global;
 use crate::exit::Failure;
@@ -242,6 +242,13 @@ impl Backend {
         match self {
             Self::Local(local) => local.service.relays().await,
             Self::Remote(client) => client.relays().await,
+        }
+    }
+
+    pub(crate) async fn back_up(&self, file: &Path, passphrase: &str) -> Result<BackedUp, Failure> {
+        match self {
+            Self::Local(local) => local.service.back_up(file, passphrase).await,
+            Self::Remote(client) => client.back_up(file, passphrase).await,
         }
     }
 

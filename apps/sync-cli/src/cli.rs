@@ -10,8 +10,8 @@ use sync_client::home::{Home, PassphraseSource, Prompt};
 use zeroize::Zeroizing;
 
 use crate::commands::{
-    demo, devices, folders, held, init, invite, join, leave, pair, pause, pull, push, relay, rescan, restore, run,
-    select, share, status, unit, up, versions,
+    backup, demo, devices, folders, held, init, invite, join, leave, pair, pause, pull, push, relay, rescan, restore,
+    run, select, share, status, unit, up, versions,
 };
 use crate::exit::Failure;
 use crate::terminal;
@@ -76,6 +76,8 @@ pub(crate) enum Command {
     Undo(held::Undo),
     Versions(versions::Args),
     Restore(restore::Args),
+    Backup(backup::Backup),
+    Recover(backup::Recover),
     Up(up::Up),
     Down(up::Down),
     Unit(unit::Args),

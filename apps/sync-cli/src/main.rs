@@ -61,6 +61,8 @@ async fn execute(Cli { global, command }: Cli, out: Output) -> Result<(), Failur
         Command::Undo(args) => args.run(&global, out).await,
         Command::Versions(args) => args.run(&global, out).await,
         Command::Restore(args) => args.run(&global, out).await,
+        Command::Backup(args) => args.run(&global, out).await,
+        Command::Recover(args) => args.run(&global, out).await,
         Command::Up(args) => args.run(&global, out).await,
         Command::Down(args) => args.run(&global, out).await,
         Command::Unit(args) => args.run(&global, out),

@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::{
-    Blob, Devices, Event, EventLine, Folders, Handed, HomeRelay, HomeRelays, Invite, Joined, OfferedFolders, Outcome,
-    Overview, PAGE_BYTES, Page, PlaceRequest, Pushed, RestoreRequest, Restored, Undone, VERSION, Versions,
+    BackedUp, Blob, Devices, Event, EventLine, Folders, Handed, HomeRelay, HomeRelays, Invite, Joined, OfferedFolders,
+    Outcome, Overview, PAGE_BYTES, Page, PlaceRequest, Pushed, Recovered, RestoreRequest, Restored, Undone, VERSION,
+    Versions,
 };
 use crate::exit::Failure;
 use crate::terminal;
@@ -308,6 +309,19 @@ impl Service {
 
     pub(crate) async fn devices(&self) -> Result<Devices, Failure> {
         Ok(Devices { devices: self.device.devices().await? })
+    }
+
+    pub(crate) async fn back_up(&self, path: &Path, passphrase: &str) -> Result<BackedUp, Failure> {
+        must_be_usable(path)?;
+        let sync_client::BackedUp { groups, bytes } = self.device.back_up(path, passphrase).await?;
+        Ok(BackedUp { groups: groups.iter().map(GroupId::to_string).collect(), bytes })
+    }
+
+    pub(crate) async fn recover(&self, path: &Path, passphrase: &str) -> Result<Recovered, Failure> {
+        let sync_client::Recovered { name, groups, here } = self.device.recover(path, passphrase).await?;
+        self.groups_changed.send_replace(());
+        let ids = |groups: &[GroupId]| groups.iter().map(GroupId::to_string).collect();
+        Ok(Recovered { of: name, groups: ids(&groups), here: ids(&here) })
     }
 
     /// Opens a group that everyone who knows its passphrase belongs to.

@@ -1,6 +1,8 @@
 //! The command as people and scripts meet it: real processes, real homes, nothing but the loopback network.
 #![cfg(unix)]
 
+#[path = "cli/backup.rs"]
+mod backup;
 #[path = "cli/faults.rs"]
 mod faults;
 
@@ -31,9 +33,10 @@ const MIB: usize = 1 << 20;
 /// What keeps a home in sync until a test lets go of it.
 const SERVE: [&str; 3] = ["run", "--json", "--until-eof"];
 
-const VERBS: [&str; 24] = [
+const VERBS: [&str; 26] = [
     "init", "share", "join", "invite", "run", "status", "folders", "devices", "pause", "resume", "rescan", "select",
-    "leave", "relay", "confirm", "undo", "versions", "restore", "up", "down", "unit", "pair", "push", "pull",
+    "leave", "relay", "confirm", "undo", "versions", "restore", "backup", "recover", "up", "down", "unit", "pair",
+    "push", "pull",
 ];
 
 // ---- the manual ----

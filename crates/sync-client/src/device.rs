@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
+use crate::backup::{self, BackedUp, Recovered};
 use crate::chunks::Pace;
 use crate::client::SyncClient;
 use crate::config::Config;
@@ -480,6 +481,24 @@ impl Device {
     #[must_use]
     pub fn wake(&self) -> Option<String> {
         Some(self.inner.shared.wake.borrow().clone()).filter(|url| !url.is_empty())
+    }
+
+    /// Writes this device's places in its groups into a file, sealed under a passphrase or a recovery key, and proves that
+    /// it can be recovered before it takes that name.
+    ///
+    /// What is in the groups is not in it; whoever recovers gets that from other members. An older backup at `path` goes
+    /// when the new one is proven, anything else there is an error.
+    pub async fn back_up(&self, path: &Path, passphrase: &str) -> Result<BackedUp, ClientError> {
+        passphrase::check_strength(passphrase, &[self.name()])
+            .map_err(|weak| ClientError::WeakPassphrase(weak.to_string()))?;
+        backup::write(&self.inner, path, passphrase).await
+    }
+
+    /// Takes the places of a backed-up device in every group that this home is not in, each under a new author.
+    ///
+    /// May be repeated after a crash.
+    pub async fn recover(&self, path: &Path, passphrase: &str) -> Result<Recovered, ClientError> {
+        backup::recover(&self.inner, path, passphrase).await
     }
 
     /// Tells the device that the network may have changed, after sleep for instance; peers are dialled at once.

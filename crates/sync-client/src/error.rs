@@ -1,5 +1,9 @@
 //! What can go wrong for an application, each with a stable word for programs and advice for people.
 
+use std::io;
+use std::path::PathBuf;
+
+use sync_crypto::BackupError;
 use sync_link::iroh_link::BindError;
 use sync_link::relay::RelayUrlError;
 use sync_store::StoreError;
@@ -116,6 +120,23 @@ pub enum ClientError {
     /// Not enough memory to derive a key.
     #[error("not enough memory to derive a key: {0}; free some and try again")]
     Memory(String),
+    /// A backup was not made or opened.
+    #[error(transparent)]
+    Backup(#[from] BackupError),
+    /// The file of a backup cannot be read or written.
+    #[error("{path} cannot be used: {source}", path = .path.display())]
+    BackupFile {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// There is something else where a backup was to go.
+    #[error("{path} is there already and is no backup; name another file", path = .0.display())]
+    BackupExists(PathBuf),
+    /// The backup's device was not in the group when it was made.
+    #[error("the backup has no place in group {0}: its device had been removed from it")]
+    NotInGroup(GroupId),
     /// Something about a folder.
     #[error(transparent)]
     Folder(#[from] FolderError),
@@ -157,9 +178,23 @@ impl ClientError {
             Self::Secret(_) => "secret",
             Self::Keys(_) => "keys",
             Self::Memory(_) => "memory",
+            Self::Backup(BackupError::WrongPassphrase) => "wrong-passphrase",
+            Self::Backup(BackupError::OutOfMemory(_)) => "memory",
+            Self::Backup(_) => "backup",
+            Self::BackupFile { source, .. } => file_code(source),
+            Self::BackupExists(_) => "exists",
+            Self::NotInGroup(_) => "not-in-group",
             Self::Folder(error) => error.code(),
             Self::Closed => "closed",
         }
+    }
+}
+
+fn file_code(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull => "disk-full",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "no-permission",
+        _ => "io",
     }
 }
 

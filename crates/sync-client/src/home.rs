@@ -5,7 +5,7 @@
 //! A directory without settings is not a home, and making one there again clears what was left behind,
 //! also in the keychain, whose entry the staged settings name.
 
-mod files;
+pub(crate) mod files;
 mod fingerprint;
 mod key_store;
 mod lock;

@@ -38,6 +38,7 @@
 //!
 //! `docs/library.md` is the guide, and `examples/` has programs that run.
 
+mod backup;
 pub mod chunks;
 mod client;
 mod config;
@@ -57,6 +58,7 @@ mod relays;
 mod secrets;
 mod status;
 
+pub use backup::{BackedUp, Recovered};
 pub use client::{Blob, DEFAULT_LIMIT, MAX_LIMIT, Pulled, Pushed, SyncClient};
 pub use config::{Bind, Config, Network};
 pub use device::Device;

@@ -95,6 +95,19 @@ fn write_list(txn: &mut Txn<'_>, group: Option<&GroupId>, relays: &[RelayUrl]) -
     txn.put_meta(&key_of(group), lines.join("\n").as_bytes())
 }
 
+/// The relays that were added for a group, or for every group.
+pub(crate) fn stored(reader: &Reader<'_>, group: Option<&GroupId>) -> Result<Vec<String>, StoreError> {
+    Ok(read_list(reader, group)?.iter().map(ToString::to_string).collect())
+}
+
+/// Adds relays to those of a group, or of every group, as far as there is room.
+pub(crate) fn add_stored(txn: &mut Txn<'_>, group: Option<&GroupId>, urls: &[String]) -> Result<(), StoreError> {
+    let added = urls.iter().filter_map(|url| url.parse().ok()).collect();
+    let mut relays = merge(read_list(&txn.reader(), group)?, added);
+    relays.truncate(MAX_RELAYS);
+    write_list(txn, group, &relays)
+}
+
 /// The relays of a group, those of every group and its own.
 fn read_used(reader: &Reader<'_>, group: &GroupId) -> Result<Vec<RelayUrl>, StoreError> {
     Ok(merge(read_list(reader, None)?, read_list(reader, Some(group))?))

@@ -5,6 +5,7 @@
 //! Primitives stay in the private `hazmat`; `docs/protocol.md` names every label and byte.
 
 pub mod author;
+pub mod backup;
 pub mod content;
 pub mod epoch;
 mod hazmat;
@@ -17,6 +18,9 @@ mod secret;
 pub mod vault;
 
 pub use author::{AuthorSecret, SignPurpose, UnsoundKeys, check_keys, verify};
+pub use backup::{
+    Backup, BackupError, EpochBackup, GroupBackup, PeerBackup, is_backup, make_recovery_key, open_backup, seal_backup,
+};
 pub use content::{Content, ContentError};
 pub use epoch::{EntryKey, EpochKeys, EpochSecret, GossipTopic, HintKey, LinkKey, RendezvousSecret, SlotKey};
 pub use hazmat::kdf::OutOfMemory;

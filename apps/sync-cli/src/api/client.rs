@@ -1,5 +1,6 @@
 //! The asking end of the local API.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -15,9 +16,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::socket::{self, Address};
 use super::{
-    Devices, EventLine, Folders, Handed, HomeRelays, Invite, InviteRequest, JoinLine, JoinRequest, Joined,
-    OfferedFolders, Outcome, Overview, Page, PlaceRequest, Pushed, RelayRequest, RestoreRequest, Restored,
-    RevokeRequest, SelectRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest, WakeRequest,
+    BackedUp, BackupRequest, Devices, EventLine, Folders, Handed, HomeRelays, Invite, InviteRequest, JoinLine,
+    JoinRequest, Joined, OfferedFolders, Outcome, Overview, Page, PlaceRequest, Pushed, RelayRequest, RestoreRequest,
+    Restored, RevokeRequest, SelectRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest, WakeRequest,
 };
 use crate::exit::Failure;
 
@@ -188,6 +189,11 @@ impl ApiClient {
 
     pub(crate) async fn relays(&self) -> Result<HomeRelays, Failure> {
         self.ask(Method::GET, "/v1/relays", Bytes::new(), PATIENCE).await
+    }
+
+    pub(crate) async fn back_up(&self, file: &Path, passphrase: &str) -> Result<BackedUp, Failure> {
+        let request = BackupRequest { path: file.to_owned(), passphrase: passphrase.to_owned() };
+        self.ask(Method::POST, "/v1/backup", json(&request)?, SCAN_PATIENCE).await
     }
 
     /// Ends the process that serves.

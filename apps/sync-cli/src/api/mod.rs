@@ -309,6 +309,34 @@ pub(crate) struct RateRequest {
     pub(crate) bytes_per_second: Option<u64>,
 }
 
+/// Asks for a backup.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct BackupRequest {
+    /// The file, by its absolute path.
+    pub(crate) path: PathBuf,
+    /// What to seal it under.
+    pub(crate) passphrase: String,
+}
+
+/// A backup that was written and proven.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BackedUp {
+    /// The groups in it.
+    pub(crate) groups: Vec<String>,
+    /// Its length.
+    pub(crate) bytes: u64,
+}
+
+/// What came of recovering from a backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Recovered {
+    /// The device that the backup is of.
+    pub(crate) of: String,
+    pub(crate) groups: Vec<String>,
+    /// Groups that the home was in before.
+    pub(crate) here: Vec<String>,
+}
+
 /// Bytes as base64 text, with padding.
 mod base64 {
     use data_encoding::BASE64;

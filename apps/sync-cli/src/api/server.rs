@@ -28,9 +28,10 @@ use tokio_util::task::AbortOnDropHandle;
 use super::loopback::{self, Guard, Loopback};
 use super::socket::{self, Address};
 use super::{
-    Devices, Folders, Handed, HomeRelays, Invite, InviteRequest, JoinLine, JoinRequest, OfferedFolders, Outcome,
-    Overview, PAGE_BLOBS, Page, PlaceRequest, Pushed, RateRequest, RelayRequest, RestoreRequest, Restored,
-    RevokeRequest, SelectRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest, WakeRequest,
+    BackedUp, BackupRequest, Devices, Folders, Handed, HomeRelays, Invite, InviteRequest, JoinLine, JoinRequest,
+    OfferedFolders, Outcome, Overview, PAGE_BLOBS, Page, PlaceRequest, Pushed, RateRequest, RelayRequest,
+    RestoreRequest, Restored, RevokeRequest, SelectRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest,
+    WakeRequest,
 };
 use crate::exit::Failure;
 use crate::service::{Events, Service};
@@ -144,6 +145,7 @@ fn routes() -> Vec<Route> {
         acts("/v1/relays", add_relay),
         acts("/v1/relays/remove", remove_relay),
         acts("/v1/relays/wake", set_wake),
+        acts("/v1/backup", back_up),
         acts("/v1/limit-rate", limit_rate),
         acts("/v1/stop", stop),
     ]
@@ -508,6 +510,11 @@ async fn set_wake(
 ) -> Answer<serde_json::Value> {
     app.service.set_wake(request?.url.as_deref()).await?;
     done()
+}
+
+async fn back_up(State(app): State<App>, request: Result<Json<BackupRequest>, JsonRejection>) -> Answer<BackedUp> {
+    let Json(request) = request?;
+    Ok(Json(app.service.back_up(&request.path, &request.passphrase).await?))
 }
 
 async fn remove_relay(

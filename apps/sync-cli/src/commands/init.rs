@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use getrandom::SysRng;
 use rand_core::UnwrapErr;
 use serde::Serialize;
-use sync_client::home::{Home, KeyStoreKind, MAX_PASSPHRASE};
+use sync_client::home::{Home, KeyStoreKind, MAX_PASSPHRASE, PassphraseSource};
 use sync_client::{ClientError, Network};
 use sync_crypto::passphrase;
 use sync_types::bounds::MAX_NAME;
@@ -86,19 +86,7 @@ impl Args {
         // first, because whoever has no good passphrase has no home made either
         let group = self.group_passphrase(&path, &name)?;
 
-        let source = global.passphrase();
-        let key_store = self.key_store;
-        let made = {
-            let (path, name) = (path.clone(), name.clone());
-            let make = move || Home::create(&path, &name, key_store, &source, &mut UnwrapErr(SysRng));
-            tokio::task::spawn_blocking(make).await.map_err(|error| Failure::new("io", error.to_string()))?
-        };
-        let (home, warnings) = made.map_err(ClientError::from)?;
-        for warning in &warnings {
-            out.warn(warning);
-        }
-        let key_store = home.key_store();
-        drop(home);
+        let key_store = make_home(&path, &name, self.key_store, global.passphrase(), out).await?;
         if self.no_public_relays {
             Home::set_public_relays(&path, false).map_err(ClientError::from)?;
         }
@@ -152,6 +140,23 @@ impl Args {
     }
 }
 
+/// Makes a home, and says where its key went.
+pub(crate) async fn make_home(
+    path: &Path,
+    name: &str,
+    key_store: Option<KeyStoreKind>,
+    source: PassphraseSource,
+    out: Output,
+) -> Result<KeyStoreKind, ClientError> {
+    let (path, name) = (path.to_owned(), name.to_owned());
+    let make = move || Home::create(&path, &name, key_store, &source, &mut UnwrapErr(SysRng));
+    let (home, warnings) = tokio::task::spawn_blocking(make).await.map_err(|_| ClientError::Closed)??;
+    for warning in &warnings {
+        out.warn(warning);
+    }
+    Ok(home.key_store())
+}
+
 struct GroupPassphrase {
     passphrase: Zeroizing<String>,
     drawn: bool,
@@ -174,7 +179,7 @@ fn text(made: &Made) -> String {
 }
 
 /// The first line of a file, without its end.
-fn read_passphrase(path: &Path) -> Result<Zeroizing<String>, Failure> {
+pub(crate) fn read_passphrase(path: &Path) -> Result<Zeroizing<String>, Failure> {
     let failed = || format!("the passphrase file {} cannot be read", path.display());
     let mut text = Zeroizing::new(String::with_capacity(MAX_PASSPHRASE + 3));
     let file = File::open(path).map_err(Failure::io(failed()))?;
@@ -190,7 +195,7 @@ fn read_passphrase(path: &Path) -> Result<Zeroizing<String>, Failure> {
 }
 
 /// The host's name, cut to what a device's name may be.
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     #[cfg(unix)]
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     #[cfg(not(unix))]

@@ -1,5 +1,6 @@
 //! The verbs, one module each.
 
+pub(crate) mod backup;
 pub(crate) mod demo;
 pub(crate) mod devices;
 pub(crate) mod folders;

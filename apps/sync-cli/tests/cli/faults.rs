@@ -41,11 +41,11 @@ mod killed {
 // ---- full disks ----
 
 /// A small file system of its own.
-struct Disk(PathBuf);
+pub(super) struct Disk(pub(super) PathBuf);
 
 impl Disk {
     /// None where this process may not mount one.
-    fn new(at: PathBuf, size: &str) -> Option<Self> {
+    pub(super) fn new(at: PathBuf, size: &str) -> Option<Self> {
         fs::create_dir(&at).expect("made");
         let mounted = geteuid().is_root() && mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], &at);
         if !mounted {
@@ -59,7 +59,7 @@ impl Disk {
     }
 
     /// Fills it until so many bytes are left.
-    fn fill(&self, left: u64) -> PathBuf {
+    pub(super) fn fill(&self, left: u64) -> PathBuf {
         let filler = self.0.join("filler");
         let free = || {
             let stat = rustix::fs::statvfs(&self.0).expect("a file system");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// A file written beside its place, durable, and not yet in it.
 #[derive(Debug)]
 #[must_use = "a staged file has no effect until it is published"]
-pub(super) struct Staged {
+pub(crate) struct Staged {
     beside: PathBuf,
     target: PathBuf,
 }
@@ -18,7 +18,7 @@ pub(super) fn staging_path(target: &Path) -> PathBuf {
 }
 
 /// Writes `bytes` beside `target`, readable by the owner only, and waits until they are durable.
-pub(super) fn stage(target: &Path, bytes: &[u8]) -> io::Result<Staged> {
+pub(crate) fn stage(target: &Path, bytes: &[u8]) -> io::Result<Staged> {
     let beside = staging_path(target);
     remove_if_there(&beside)?;
     let mut options = OpenOptions::new();
@@ -33,8 +33,18 @@ pub(super) fn stage(target: &Path, bytes: &[u8]) -> io::Result<Staged> {
 }
 
 impl Staged {
+    /// Where the file lies now.
+    pub(crate) fn path(&self) -> &Path {
+        &self.beside
+    }
+
+    /// Removes the file; what stays behind where that fails is replaced by the next one.
+    pub(crate) fn discard(self) {
+        let _ = fs::remove_file(&self.beside);
+    }
+
     /// Puts the file in its place and waits until that is durable.
-    pub(super) fn publish(self) -> io::Result<()> {
+    pub(crate) fn publish(self) -> io::Result<()> {
         fs::rename(&self.beside, &self.target)?;
         sync_dir_of(&self.target)
     }
@@ -46,7 +56,7 @@ pub(super) fn write_private(target: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Reads a file of at most `max` bytes; a longer one is [`io::ErrorKind::FileTooLarge`].
-pub(super) fn read_bounded(path: &Path, max: usize) -> io::Result<Vec<u8>> {
+pub(crate) fn read_bounded(path: &Path, max: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(max as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > max {

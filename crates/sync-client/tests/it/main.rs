@@ -1,5 +1,6 @@
 //! Devices in one process over real sockets, homes and databases, and peers that mean them ill.
 
+mod backup;
 mod chunks;
 mod files;
 mod folders;

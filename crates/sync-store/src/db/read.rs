@@ -380,6 +380,16 @@ impl Own for OwnFeeds<'_, '_> {
 }
 
 impl Reader<'_> {
+    /// Every operation and rotation of a group, in the order they were stored.
+    pub fn open_entries(&self, group: &GroupId) -> Result<Vec<Vec<u8>>, StoreError> {
+        let mut statement = self.conn.prepare_cached(
+            "SELECT e.bytes FROM entries e INDEXED BY entries_open JOIN feeds f ON f.feed = e.feed \
+             WHERE f.gid = ?1 AND e.class > 0 ORDER BY e.id",
+        )?;
+        let rows = statement.query_map([self.gid(group)?], |row| row.get(0))?;
+        Ok(rows.collect::<Result<_, rusqlite::Error>>()?)
+    }
+
     /// Every rotation of a group, in the order they were stored.
     pub fn rotations(&self, group: &GroupId) -> Result<Vec<Vec<u8>>, StoreError> {
         let mut statement = self.conn.prepare_cached(

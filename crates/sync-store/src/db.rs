@@ -17,6 +17,7 @@ mod renew;
 mod schema;
 mod snapshots;
 mod texts;
+mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -44,6 +45,7 @@ pub use snapshots::{
     Compaction, Dropped, RangeHere, Since, SnapshotChunk, SnapshotRow, SnapshotRowId, SnapshotState, Untaken,
 };
 pub use texts::Text;
+pub use window::{Window, WindowRow};
 
 use crate::error::StoreError;
 

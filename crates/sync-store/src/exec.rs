@@ -6,7 +6,7 @@ use sync_core::session::Reply;
 use sync_types::bounds::{FRAME_BYTES_TARGET, MAX_FRAME_ENVELOPES};
 use sync_types::{Check, Cursor, EpochId, FeedHave, GroupId, ReplicaId, Scope, Want};
 
-use crate::db::{Ingested, Limits, PeerId, Reader, Txn};
+use crate::db::{Ingested, Limits, Reader, Txn};
 use crate::error::StoreError;
 
 /// A batch to store for a session.
@@ -42,14 +42,9 @@ pub fn acknowledge(txn: &mut Txn<'_>, group: &GroupId, replica: &ReplicaId, curs
     txn.record_ack(group, peer, cursor)
 }
 
-/// The row of a replica, if anything is known of it.
-fn peer_of(reader: &Reader<'_>, group: &GroupId, replica: &ReplicaId) -> Result<Option<PeerId>, StoreError> {
-    Ok(reader.peers(group)?.into_iter().find(|peer| peer.replica == *replica).map(|peer| peer.id))
-}
-
 /// Tells what is held.
 pub fn survey(reader: &Reader<'_>, group: &GroupId, replica: &ReplicaId) -> Result<Reply, StoreError> {
-    let position = match peer_of(reader, group, replica)? {
+    let position = match reader.peer(group, replica)? {
         Some(peer) => reader.position(group, peer)?,
         None => (Cursor(0), Check::NONE),
     };
@@ -103,7 +98,7 @@ pub fn read(
     selection: &sync_core::Selection,
 ) -> Result<Reply, StoreError> {
     let not_from = match not_from {
-        Some(replica) => peer_of(reader, group, &replica)?,
+        Some(replica) => reader.peer(group, &replica)?,
         None => None,
     };
     let batch = reader.read_after(group, after, limits, selection, not_from)?;

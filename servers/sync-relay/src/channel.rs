@@ -1,12 +1,14 @@
 //! The serving end of a channel: Noise over a WebSocket, frames in it.
 
-use std::time::{Duration, Instant};
+use std::pin::Pin;
+use std::time::Duration;
 
 use axum::extract::ws::{Message, WebSocket};
 use bytes::Bytes;
 use futures_util::SinkExt as _;
 use sync_link::noise::{Handshake, NoiseError, Opener, Sealer};
 use sync_types::{ErrorCode, FormatError, Frame};
+use tokio::time::{Instant, Sleep};
 
 /// Time for a peer to take what it is sent; one that reads nothing for so long is let go.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -47,10 +49,7 @@ pub(crate) struct Channel {
     socket: WebSocket,
     sealer: Sealer,
     opener: Opener,
-    /// When something came whole for the last time.
-    heard: Instant,
-    /// Time without that after which the peer is taken for gone.
-    silence: Duration,
+    silence: Silence,
     pub(crate) binding: [u8; 32],
 }
 
@@ -62,19 +61,19 @@ impl Channel {
         max_frame: usize,
         silence: Duration,
     ) -> Result<Self, ChannelError> {
-        let mut heard = Instant::now();
+        let mut silence = Silence::new(silence);
         let mut handshake = Handshake::responder(secret);
         while !handshake.is_finished() {
             if handshake.is_our_turn() {
                 let message = handshake.write()?;
                 write(&mut socket, vec![message]).await?;
             } else {
-                let message = next(&mut socket, &mut heard, silence).await?.ok_or(ChannelError::Lost)?;
+                let message = next(&mut socket, &mut silence).await?.ok_or(ChannelError::Lost)?;
                 handshake.read(&message)?;
             }
         }
         let sync_link::noise::Channel { binding, sealer, opener, .. } = handshake.finish(max_frame)?;
-        Ok(Self { socket, sealer, opener, heard, silence, binding })
+        Ok(Self { socket, sealer, opener, silence, binding })
     }
 
     /// Bounds the frames that follow.
@@ -84,7 +83,7 @@ impl Channel {
 
     /// The next frame and how many bytes it has; none at the end. Cancel safe.
     pub(crate) async fn recv(&mut self) -> Result<Option<(Frame, usize)>, ChannelError> {
-        while let Some(message) = next(&mut self.socket, &mut self.heard, self.silence).await? {
+        while let Some(message) = next(&mut self.socket, &mut self.silence).await? {
             if let Some(bytes) = self.opener.open(&message)? {
                 return Ok(Some((Frame::decode(&bytes)?, bytes.len())));
             }
@@ -100,7 +99,7 @@ impl Channel {
     }
 
     /// Says that nothing follows.
-    pub(crate) async fn close(mut self) {
+    pub(crate) async fn close(&mut self) {
         // it may have gone already
         let _ = tokio::time::timeout(CLOSE_WAIT, self.socket.send(Message::Close(None))).await;
     }
@@ -119,14 +118,44 @@ async fn write(socket: &mut WebSocket, messages: Vec<Vec<u8>>) -> Result<(), Cha
     tokio::time::timeout(WRITE_TIMEOUT, writing).await.map_err(|_| ChannelError::Unread)?
 }
 
+/// How long nothing has come whole.
+struct Silence {
+    heard: Instant,
+    /// Time after which the peer is taken for gone.
+    longest: Duration,
+    /// Ends when that may have passed; what comes does not touch it, since thousands of connections do that at once.
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Silence {
+    fn new(longest: Duration) -> Self {
+        Self { heard: Instant::now(), longest, timer: Box::pin(tokio::time::sleep(longest)) }
+    }
+
+    /// Ends once it is too long. Cancel safe.
+    async fn too_long(&mut self) {
+        loop {
+            self.timer.as_mut().await;
+            let end = self.heard + self.longest;
+            if Instant::now() >= end {
+                return;
+            }
+            self.timer.as_mut().reset(end);
+        }
+    }
+}
+
 /// The next message with content; pings are answered below this.
 ///
 /// Part of a message is no sign of life, and neither is that this is called again: it begins no new time.
-async fn next(socket: &mut WebSocket, heard: &mut Instant, silence: Duration) -> Result<Option<Bytes>, ChannelError> {
+async fn next(socket: &mut WebSocket, silence: &mut Silence) -> Result<Option<Bytes>, ChannelError> {
     loop {
-        let received = tokio::time::timeout_at((*heard + silence).into(), socket.recv()).await;
-        let received = received.map_err(|_| ChannelError::Lost)?;
-        *heard = Instant::now();
+        let received = tokio::select! {
+            biased;
+            received = socket.recv() => received,
+            () = silence.too_long() => return Err(ChannelError::Lost),
+        };
+        silence.heard = Instant::now();
         match received {
             Some(Ok(Message::Binary(bytes))) => return Ok(Some(bytes)),
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}

@@ -13,7 +13,7 @@ use sync_core::session::{Config, Effect, Ends, NO_AUTHOR, REFUSED_TEXT, Reply, R
 use sync_store::Limits;
 use sync_store::exec::{Arrival, Pull};
 use sync_types::bounds::MAX_FRAME;
-use sync_types::{AuthorId, ErrorCode, Frame, GroupId};
+use sync_types::{AuthorId, Cursor, ErrorCode, Frame, GroupId};
 
 use crate::access::{Shown, examine};
 use crate::channel::{Channel, ChannelError};
@@ -35,35 +35,46 @@ const MAX_GREETING: usize = 256 << 10;
 /// Serves a channel until it ends.
 pub(crate) async fn serve(relay: Arc<Relay>, socket: WebSocket, address: IpAddr, place: Place) {
     relay.metrics.connections.add(1);
+    // what letting in needs is more than what a session does, which may be silent for days
+    if let Some(talk) = Box::pin(let_in(relay, socket, address)).await {
+        talk.run().await;
+    }
+    drop(place);
+}
+
+/// Hears who it is, and begins the session if that one may come in.
+async fn let_in(relay: Arc<Relay>, socket: WebSocket, address: IpAddr) -> Option<Box<Talk>> {
     let greeted = tokio::select! {
         greeted = tokio::time::timeout(GREETING_WAIT, greet(&relay, socket)) => greeted,
-        () = relay.stop.cancelled() => return,
+        () = relay.stop.cancelled() => return None,
     };
-    let Ok(Some((channel, shown))) = greeted else {
+    let Ok(Some((mut channel, shown))) = greeted else {
         relay.metrics.broken_handshakes.add(1);
         relay.strangers.take(subscriber(address), Instant::now());
-        return;
+        return None;
     };
-    let Some(shown) = shown else {
-        relay.strangers.take(subscriber(address), Instant::now());
-        return refuse(&relay, channel, ErrorCode::Refused, REFUSED_TEXT).await;
-    };
-    if relay.messages.is_empty(&shown.author, Instant::now()) {
-        return refuse(&relay, channel, ErrorCode::TooFast, TOO_FAST_TEXT).await;
-    }
-    let live = match relay.host(&shown).await {
-        Ok(live) => live,
-        Err(HostError::Refused(code, text)) => {
-            relay.messages.take(shown.author, Instant::now());
-            return refuse(&relay, channel, code, text).await;
+    let (code, text) = match shown {
+        None => {
+            relay.strangers.take(subscriber(address), Instant::now());
+            (ErrorCode::Refused, REFUSED_TEXT.to_owned())
         }
-        Err(HostError::Storage(error)) => {
-            let Reply::Failed { text } = failed(&error) else { return };
-            return refuse(&relay, channel, ErrorCode::Unavailable, &text).await;
+        Some(shown) if relay.messages.is_empty(&shown.author, Instant::now()) => {
+            (ErrorCode::TooFast, TOO_FAST_TEXT.to_owned())
         }
+        Some(shown) => match relay.host(&shown).await {
+            Ok(live) => return Some(Box::new(Talk::new(relay, channel, live, shown))),
+            Err(HostError::Refused(code, text)) => {
+                relay.messages.take(shown.author, Instant::now());
+                (code, text.to_owned())
+            }
+            Err(HostError::Storage(error)) => {
+                let Reply::Failed { text } = failed(&error) else { return None };
+                (ErrorCode::Unavailable, text)
+            }
+        },
     };
-    Talk::new(relay, channel, live, shown).run().await;
-    drop(place);
+    refuse(&relay, &mut channel, code, &text).await;
+    None
 }
 
 const TOO_FAST_TEXT: &str = "more was sent than this relay takes in a minute";
@@ -90,7 +101,7 @@ async fn greet(relay: &Relay, socket: WebSocket) -> Option<(Channel, Option<Show
     Some((channel, shown))
 }
 
-async fn refuse(relay: &Relay, mut channel: Channel, code: ErrorCode, text: &str) {
+async fn refuse(relay: &Relay, channel: &mut Channel, code: ErrorCode, text: &str) {
     relay.metrics.refuse(code);
     // it may have gone already
     if channel.send(&Frame::error(code, text)).await.is_ok() {
@@ -106,6 +117,8 @@ struct Talk {
     live: Live,
     author: AuthorId,
     session: Session,
+    /// The newest cursor that the session knows of.
+    newest: Cursor,
     /// What was shown, for the session.
     hello: Option<Frame>,
     storing: FuturesOrdered<BoxFuture<'static, Reply>>,
@@ -143,6 +156,7 @@ impl Talk {
             live,
             author: shown.author,
             session: Session::new(config),
+            newest: Cursor(0),
             hello: Some(shown.hello),
             storing: FuturesOrdered::new(),
             reading: FuturesOrdered::new(),
@@ -154,28 +168,27 @@ impl Talk {
         }
     }
 
-    async fn run(mut self) {
+    async fn run(mut self: Box<Self>) {
         match self.talk().await {
             Ok(()) => self.channel.close().await,
             Err(error) => {
                 tracing::debug!(%error, "channel ended");
                 if let Some(code) = error.code() {
-                    let (relay, text) = (self.relay.clone(), error.to_string());
-                    refuse(&relay, self.channel, code, &text).await;
+                    refuse(&self.relay, &mut self.channel, code, &error.to_string()).await;
                 }
             }
         }
     }
 
     async fn talk(&mut self) -> Result<(), ChannelError> {
-        let newest = *self.live.newest.borrow_and_update();
-        self.session.handle_newest(newest);
+        self.newest = *self.live.newest.borrow_and_update();
+        self.session.handle_newest(self.newest);
         if let Some(hello) = self.hello.take() {
             self.session.handle_frame(hello);
         }
         let stop = self.relay.stop.clone();
-        let deadline = tokio::time::sleep(ESTABLISH_WAIT);
-        tokio::pin!(deadline);
+        let (stopped, deadline) = (stop.cancelled(), tokio::time::sleep(ESTABLISH_WAIT));
+        tokio::pin!(stopped, deadline);
         loop {
             if self.carry_out().await? {
                 return Ok(());
@@ -197,15 +210,15 @@ impl Talk {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    let newest = *self.live.newest.borrow_and_update();
-                    self.session.handle_newest(newest);
+                    self.newest = *self.live.newest.borrow_and_update();
+                    self.session.handle_newest(self.newest);
                 }
                 Ok(()) = self.live.wanted.changed() => match self.relay.storage.wants(self.group).await {
                     Ok(wants) => self.session.handle_wants(wants),
                     Err(error) => tracing::warn!(%error, "database does not work"),
                 },
                 () = &mut deadline, if !self.established => return Err(ChannelError::Lost),
-                () = stop.cancelled() => return Ok(()),
+                () = &mut stopped => return Ok(()),
             }
         }
     }
@@ -223,11 +236,11 @@ impl Talk {
             _ => &[],
         };
         if !entries.is_empty() && !self.relay.messages.take(self.author, Instant::now()) {
-            return self.end(ErrorCode::TooFast, TOO_FAST_TEXT).await;
+            return Box::pin(self.end(ErrorCode::TooFast, TOO_FAST_TEXT)).await;
         }
         let most = self.relay.limits.envelope_bytes();
         if entries.iter().any(|carried| carried.envelope.len() > most) {
-            return self.end(ErrorCode::TooLarge, "the blob is larger than this relay takes").await;
+            return Box::pin(self.end(ErrorCode::TooLarge, "the blob is larger than this relay takes")).await;
         }
         self.session.handle_frame(frame);
         Ok(())
@@ -270,10 +283,33 @@ impl Talk {
                     }
                     return Ok(true);
                 }
+                Effect::Read { scope, not_from, after, limit, bytes, selection } => {
+                    let limits = Limits { entries: limit, bytes };
+                    self.read(Reading { scope, not_from, after, limits, selection });
+                }
+                // what a device holds is its own matter, and what a session reports is for people
+                Effect::Acknowledged { .. } | Effect::Report(_) => {}
                 effect => self.reading.push_back(read(self.relay.clone(), self.group, effect).boxed()),
             }
         }
         Ok(false)
+    }
+
+    /// Reads entries to send: one reads the database for all that read along.
+    fn read(&mut self, reading: Reading) {
+        if let Some(reply) = self.live.tail.answer(self.newest, &reading) {
+            return self.session.handle_reply(reply);
+        }
+        let (relay, group, newest, tail) = (self.relay.clone(), self.group, self.newest, self.live.tail.clone());
+        let reading = async move {
+            let storage = &*relay.storage;
+            let reply = match reading.not_from {
+                Some(_) => tail.read(storage, group, newest, reading).await,
+                None => storage.read(group, reading).await,
+            };
+            Some(reply.unwrap_or_else(|error| failed(&error)))
+        };
+        self.reading.push_back(reading.boxed());
     }
 
     async fn send(&mut self, frame: &Frame) -> Result<(), ChannelError> {
@@ -297,15 +333,10 @@ async fn read(relay: Arc<Relay>, group: GroupId, effect: Effect) -> Option<Reply
         Effect::Select { scope, after, check, have, covered, .. } => {
             storage.select(group, Pull { scope, after, check, have, covered }).await
         }
-        Effect::Read { scope, not_from, after, limit, bytes, selection } => {
-            let limits = Limits { entries: limit, bytes };
-            storage.read(group, Reading { scope, not_from, after, limits, selection }).await
-        }
         Effect::ReadWanted { request, wants } => match storage.want_again(group, wants.clone()).await {
             Ok(()) => storage.read_wanted(group, request, wants).await,
             Err(error) => Err(error),
         },
-        // what a device holds is its own matter, and what a session reports is for people
         _ => return None,
     };
     Some(reply.unwrap_or_else(|error| failed(&error)))

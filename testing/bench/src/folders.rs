@@ -6,7 +6,6 @@
 
 mod away;
 mod copy;
-mod machine;
 mod ours;
 mod pair;
 mod syncthing;
@@ -27,6 +26,7 @@ use self::copy::Tools;
 use self::pair::Pair;
 use self::table::{Goal, Table, Tool, Unit};
 use crate::figures::quantile;
+use crate::machine;
 
 /// Crates whose sources make the real source tree: some thousand files, about 60 MB.
 const SOURCES: [&str; 6] = ["libc", "linux-raw-sys", "ring", "rustix", "tokio", "web-sys"];

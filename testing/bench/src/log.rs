@@ -1,15 +1,16 @@
 //! The log's rows: push, delivery, catch-up.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::figures::{Report, Row, Target, Unit, quantile};
+use crate::figures::{Row, Target, Unit, quantile};
 use crate::floor::{self, Floors};
 use crate::peer::{Answer, Order};
 use crate::remote::{Remote, unexpected};
+use crate::rounds::Args;
 
 /// Bytes of a blob.
 const SIZE: usize = 1024;
@@ -26,58 +27,10 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// Blobs to catch up with.
 const CATCH_UP: usize = 100_000;
 
-/// How to measure.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// A tenth of the work, once: shows that it works, not how fast it is
-    #[arg(long)]
-    quick: bool,
-    /// Rounds, each with new homes; the table has the median
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=99))]
-    rounds: Option<u8>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Where homes are made, for the time of a round; beside the program unless named
-    #[arg(long)]
-    dir: Option<PathBuf>,
-}
-
 /// Measures and prints.
 pub(crate) async fn run(args: &Args) -> Result<()> {
-    let dir = match &args.dir {
-        Some(dir) => dir.clone(),
-        None => beside_the_program()?,
-    };
-    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let share = if args.quick { 10 } else { 1 };
-    let rounds = args.rounds.unwrap_or(if args.quick { 1 } else { 3 });
-    let mut loads = Vec::new();
-    let mut done = Vec::new();
-    for number in 1..=rounds {
-        eprintln!("round {number} of {rounds}");
-        loads.push(load().unwrap_or(f64::NAN));
-        done.push(round(&dir, share).await?);
-    }
-    let report = Report {
-        cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        memory_mib: memory(),
-        load: loads,
-        rows: rows(&done, share),
-    };
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report.json())?);
-    } else {
-        print!("{}", report.table());
-    }
-    Ok(())
-}
-
-/// `target/bench` of the checkout that the program was built in: the disk that the work is on, not one in memory.
-pub(crate) fn beside_the_program() -> Result<PathBuf> {
-    let program = std::env::current_exe().context("cannot find this program")?;
-    let target = program.ancestors().nth(2).context("this program is not in a build directory: name one with --dir")?;
-    Ok(target.join("bench"))
+    let share = args.share();
+    args.measure(async |site| round(site, share).await, |done| rows(done, share)).await
 }
 
 /// What one round found.
@@ -98,12 +51,11 @@ struct CaughtUp {
     memory: Option<f64>,
 }
 
-async fn round(dir: &Path, share: usize) -> Result<Round> {
-    let site = tempfile::Builder::new().prefix("log-").tempdir_in(dir).context("cannot make a directory")?;
-    let place = |name: &str| site.path().join(name);
+async fn round(site: &Path, share: usize) -> Result<Round> {
+    let place = |name: &str| site.join(name);
     let runtime = place("run");
     let floors = {
-        let (dir, rows) = (site.path().to_owned(), CATCH_UP / share);
+        let (dir, rows) = (site.to_owned(), CATCH_UP / share);
         tokio::task::spawn_blocking(move || floor::measure(&dir, SIZE, rows)).await??
     };
 
@@ -258,16 +210,4 @@ fn rows(rounds: &[Round], share: usize) -> Vec<Row> {
         rows.push(Row::new(work, Unit::Mebibytes, memory));
     }
     rows
-}
-
-/// Runnable processes, over the last minute.
-pub(crate) fn load() -> Option<f64> {
-    std::fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
-}
-
-/// Memory of the machine in MiB.
-pub(crate) fn memory() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let kib = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim().strip_suffix("kB")?.trim();
-    Some(kib.parse::<u64>().ok()? / 1024)
 }

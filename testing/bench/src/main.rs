@@ -9,9 +9,11 @@ mod figures;
 mod floor;
 mod folders;
 mod log;
+mod machine;
 mod peer;
 mod relay;
 mod remote;
+mod rounds;
 
 use std::process::ExitCode;
 
@@ -28,11 +30,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Bench {
     /// Push, delivery and catch-up of 1 KiB blobs
-    Log(log::Args),
+    Log(rounds::Args),
     /// First sync, rename, insert, rescan and save of folders, beside Syncthing, rsync and cp
     Folders(folders::Args),
     /// Durable pushes, fan-out and memory of a relay, beside Redis
-    Relay(relay::Args),
+    Relay(rounds::Args),
     /// One device of a measurement, told what to do on standard input
     #[command(hide = true)]
     Peer,

@@ -8,7 +8,7 @@ mod device;
 mod redis;
 mod server;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,9 +18,9 @@ use tokio::task::JoinSet;
 use self::device::{Client, Founder};
 use self::redis::Redis;
 use self::server::Relay;
-use crate::figures::{Report, Row, Target, Unit, quantile};
+use crate::figures::{Row, Target, Unit, quantile};
 use crate::floor::ms;
-use crate::log::{beside_the_program, load, memory};
+use crate::rounds::Args;
 
 /// Bytes of an entry before it is an envelope.
 const SIZE: usize = 1024;
@@ -51,31 +51,9 @@ const REST: Duration = Duration::from_secs(2);
 /// Longest wait for anything that takes seconds at most.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How to measure.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// A tenth of the work, once: shows that it works, not how fast it is
-    #[arg(long)]
-    quick: bool,
-    /// Rounds, each with a new relay; the table has the median
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=99))]
-    rounds: Option<u8>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Where databases are made, for the time of a round; beside the program unless named
-    #[arg(long)]
-    dir: Option<PathBuf>,
-}
-
 /// Measures and prints.
 pub(crate) async fn run(args: &Args) -> Result<()> {
-    let dir = match &args.dir {
-        Some(dir) => dir.clone(),
-        None => beside_the_program()?,
-    };
-    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let size = Size::new(args.quick);
+    let size = Size::new(args.share());
     if size.idle < IDLE {
         eprintln!("bench: {} idle connections, as many as files may be open here or as asked for", size.idle);
     }
@@ -83,25 +61,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
     if !beside {
         eprintln!("bench: nothing is measured beside the relay; install redis-server for that");
     }
-    let rounds = args.rounds.unwrap_or(if args.quick { 1 } else { 3 });
-    let (mut loads, mut done) = (Vec::new(), Vec::new());
-    for number in 1..=rounds {
-        eprintln!("round {number} of {rounds}");
-        loads.push(load().unwrap_or(f64::NAN));
-        done.push(round(&dir, &size, beside).await?);
-    }
-    let report = Report {
-        cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        memory_mib: memory(),
-        load: loads,
-        rows: rows(&done, &size),
-    };
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report.json())?);
-    } else {
-        print!("{}", report.table());
-    }
-    Ok(())
+    args.measure(async |site| round(site, &size, beside).await, |done| rows(done, &size)).await
 }
 
 /// How much of it.
@@ -113,8 +73,7 @@ struct Size {
 }
 
 impl Size {
-    fn new(quick: bool) -> Self {
-        let share = if quick { 10 } else { 1 };
+    fn new(share: usize) -> Self {
         let room = open_files().saturating_sub(OTHER_FILES);
         Self {
             pushes: PUSHES / share,
@@ -156,14 +115,13 @@ struct Round {
     redis: Option<Figures>,
 }
 
-async fn round(dir: &Path, size: &Size, beside: bool) -> Result<Round> {
-    let site = tempfile::Builder::new().prefix("relay-").tempdir_in(dir).context("cannot make a directory")?;
-    let relay = measure_relay(site.path(), size).await?;
+async fn round(site: &Path, size: &Size, beside: bool) -> Result<Round> {
+    let relay = measure_relay(site, size).await?;
     let idle_tls = {
-        let tls = Relay::start(&site.path().join("tls"), true)?;
+        let tls = Relay::start(&site.join("tls"), true)?;
         idle(&tls, size.idle_tls).await?
     };
-    let redis = if beside { Some(measure_redis(site.path(), size).await?) } else { None };
+    let redis = if beside { Some(measure_redis(site, size).await?) } else { None };
     Ok(Round { relay, idle_tls, redis })
 }
 

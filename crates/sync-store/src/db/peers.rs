@@ -1,6 +1,6 @@
 //! Other replicas of a group: where they can be dialled, how far each was read, and how far each has read us.
 
-use rusqlite::params;
+use rusqlite::{OptionalExtension, params};
 use sync_types::bounds::{MAX_ADDRESSES, MAX_NAME, MAX_TEXT};
 use sync_types::{AuthorId, Check, Cursor, DeviceId, GroupId, ReplicaId, Timestamp};
 
@@ -169,10 +169,17 @@ impl Reader<'_> {
         Ok(rows.collect::<Result<_, rusqlite::Error>>()?)
     }
 
+    /// The peer of a replica, if it is known.
+    pub fn peer(&self, group: &GroupId, replica: &ReplicaId) -> Result<Option<PeerId>, StoreError> {
+        let mut statement = self.conn.prepare_cached("SELECT peer FROM peers WHERE gid = ?1 AND replica = ?2")?;
+        Ok(statement.query_row((self.gid(group)?, replica.0), |row| row.get(0).map(PeerId)).optional()?)
+    }
+
     /// Up to where a peer's log was read.
     pub fn position(&self, group: &GroupId, peer: PeerId) -> Result<(Cursor, Check), StoreError> {
-        let known = self.peers(group)?.into_iter().find(|known| known.id == peer).ok_or(StoreError::UnknownPeer)?;
-        Ok((known.cursor, known.check))
+        let mut statement = self.conn.prepare_cached("SELECT cursor, chk FROM peers WHERE gid = ?1 AND peer = ?2")?;
+        let read = |row: &rusqlite::Row<'_>| Ok((Cursor(unsigned(row.get(0)?)), Check(row.get(1)?)));
+        statement.query_row((self.gid(group)?, peer.0), read).optional()?.ok_or(StoreError::UnknownPeer)
     }
 
     /// Our highest cursor up to which some peer holds everything.

@@ -70,6 +70,7 @@ contract! {
     what_does_not_count_is_refused_and_what_is_known_is_stored_once
     operations_of_a_batch_come_before_the_entries_they_let_in
     a_position_is_remembered_and_what_came_from_a_peer_is_not_read_back_to_it
+    what_is_read_once_for_all_is_what_each_would_read
     what_lacks_is_wanted_until_it_comes
     both_branches_of_a_fork_are_kept_and_told
     a_full_group_takes_memberships_only
@@ -196,7 +197,11 @@ fn reading(scope: Scope, not_from: Option<ReplicaId>, after: Cursor, limits: Lim
 
 /// Entries, the cursor reached, its check, whether there is more, and from where everything is held.
 async fn read(storage: &dyn Storage, group: GroupId, reading: Reading) -> (Vec<Carried>, Cursor, Check, bool, Cursor) {
-    match storage.read(group, reading).await.unwrap() {
+    parts(storage.read(group, reading).await.unwrap())
+}
+
+fn parts(reply: Reply) -> (Vec<Carried>, Cursor, Check, bool, Cursor) {
+    match reply {
         Reply::Read { entries, max_cursor, check, has_more, holds_from, .. } => {
             (entries, max_cursor, check, has_more, holds_from)
         }
@@ -361,6 +366,82 @@ async fn a_position_is_remembered_and_what_came_from_a_peer_is_not_read_back_to_
     assert_eq!(bytes(read(&*storage, anna.group(), along(other)).await.0), batch);
     let unknown = ReplicaId([9; ReplicaId::LEN]);
     assert_eq!(read(&*storage, anna.group(), along(unknown)).await.0.len(), 3);
+}
+
+async fn what_is_read_once_for_all_is_what_each_would_read(place: Place) {
+    let storage = place.open().await;
+    let mut anna = Writer::founder();
+    let live = hosted(&*storage, &anna).await;
+    let group = anna.group();
+    let (mut ben, admission) = anna.admit();
+    from(&*storage, group, PEER, [vec![admission], anna.entries(3)].concat()).await;
+    from(&*storage, group, OTHER, ben.entries(3)).await;
+    let everything = Arc::new(Selection::everything(Scope::All));
+    let memberships = Arc::new(Selection::everything(Scope::Membership));
+    same_from_memory(&*storage, &live, group, &[everything.clone(), memberships.clone()]).await;
+    let mut twin = anna.clone();
+    from(&*storage, group, OTHER, anna.entries(2)).await;
+    let (have, ..) = survey(&*storage, group).await;
+    let (holding_one_branch, ..) = select(&*storage, group, pull(Cursor(0), Check::NONE, have)).await;
+    let selections = [everything, memberships, holding_one_branch];
+    same_from_memory(&*storage, &live, group, &selections).await;
+    // what was read before does not know that there are two
+    from(&*storage, group, PEER, twin.entries(2)).await;
+    same_from_memory(&*storage, &live, group, &selections).await;
+    from(&*storage, group, PEER, ben.entries(1)).await;
+    same_from_memory(&*storage, &live, group, &selections).await;
+    storage.mark_time(group, Timestamp(1)).await.unwrap();
+    assert!(storage.expire(group, Timestamp(1), 100).await.unwrap() > 0);
+    same_from_memory(&*storage, &live, group, &selections).await;
+
+    let (mut walked, mut after) = (Vec::new(), Cursor(0));
+    loop {
+        let window = storage.window(group, after, Limits { entries: 2, bytes: 1 << 20 }).await.unwrap();
+        assert!(window.rows.len() <= 2);
+        walked.extend(window.rows.iter().map(|row| row.envelope.clone()));
+        after = window.end;
+        if after == window.newest {
+            break;
+        }
+    }
+    assert_eq!(walked, all(&*storage, group).await);
+}
+
+const OTHER: ReplicaId = ReplicaId([8; ReplicaId::LEN]);
+
+async fn from(storage: &dyn Storage, group: GroupId, replica: ReplicaId, batch: Vec<Vec<u8>>) {
+    let count = batch.len();
+    let arrival = Arrival { replica: Some(replica), ..arrival(batch) };
+    assert_eq!(storage.store(group, arrival, roomy()).await.unwrap().new, count);
+}
+
+/// Compares what sessions are given from memory with what the database gives them.
+async fn same_from_memory(storage: &dyn Storage, live: &Live, group: GroupId, selections: &[Arc<Selection>]) {
+    let newest = survey(storage, group).await.2.0;
+    // a session that is a little behind is the first to ask
+    let first = reading(Scope::All, Some(PEER), Cursor(newest.0 - 2), EVERYTHING);
+    live.tail.read(storage, group, newest, first).await.unwrap();
+    let mut from_memory = 0;
+    let small = [(1, 1 << 20), (2, 1 << 20), (9, 700)].map(|(entries, bytes)| Limits { entries, bytes });
+    for limits in [&small[..], &[EVERYTHING]].concat() {
+        for selection in selections {
+            for (after, not_from) in
+                (0..=newest.0).flat_map(|after| [None, Some(PEER), Some(OTHER)].map(|of| (after, of)))
+            {
+                let (scope, after, selection) = (selection.scope(), Cursor(after), selection.clone());
+                let reading = Reading { scope, not_from, after, limits, selection };
+                let expected = read(storage, group, reading.clone()).await;
+                if let Some(reply) = live.tail.answer(newest, &reading) {
+                    from_memory += 1;
+                    assert_eq!(parts(reply), expected, "{reading:?}");
+                }
+                let along = live.tail.read(storage, group, newest, reading.clone()).await.unwrap();
+                assert_eq!(parts(along), expected, "{reading:?}");
+            }
+        }
+    }
+    assert!(from_memory >= 3 * 3 * selections.len() * 4, "{from_memory}: the last three cursors at least");
+    assert!(live.tail.answer(Cursor(newest.0 + 1), &reading(Scope::All, None, newest, EVERYTHING)).is_none());
 }
 
 async fn what_lacks_is_wanted_until_it_comes(place: Place) {

@@ -4,6 +4,7 @@
 mod conformance;
 mod postgres;
 mod sqlite;
+mod tail;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,13 +14,14 @@ use futures_util::future::BoxFuture;
 use sync_core::session::Reply;
 use sync_core::{Membership, Selection};
 use sync_store::exec::{Arrival, Pull};
-use sync_store::{Limits, StoreError};
+use sync_store::{Limits, StoreError, Window};
 use sync_types::{Class, Cursor, Envelope, ErrorCode, GroupId, ReplicaId, Scope, Timestamp, Want};
 use tokio::sync::watch;
 
 use crate::config::Config;
 use postgres::Postgres;
 use sqlite::Sqlite;
+pub(crate) use tail::Tail;
 
 /// Part of a group's room that memberships and rotations have beyond it, without which nobody could be judged.
 const OPEN_ROOM: u64 = 4;
@@ -52,6 +54,9 @@ pub(crate) trait Storage: Send + Sync {
 
     /// Reads entries to send: [`Reply::Read`].
     fn read(&self, group: GroupId, reading: Reading) -> Work<'_, Reply>;
+
+    /// Reads everything behind a cursor, up to the limits, for all who read along.
+    fn window(&self, group: GroupId, after: Cursor, limits: Limits) -> Work<'_, Window>;
 
     /// Reads entries by number: [`Reply::Wanted`].
     fn read_wanted(&self, group: GroupId, request: u32, wants: Vec<Want>) -> Work<'_, Reply>;
@@ -93,6 +98,8 @@ pub(crate) struct Live {
     pub(crate) newest: watch::Receiver<Cursor>,
     /// Told when a member lacks what expired here: whoever has it is asked.
     pub(crate) wanted: watch::Receiver<()>,
+    /// What was read of it lately.
+    pub(crate) tail: Arc<Tail>,
 }
 
 /// How much room there is for what a session stores.

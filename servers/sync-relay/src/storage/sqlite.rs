@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::FutureExt as _;
 use sync_core::session::Reply;
 use sync_store::exec::{self, Arrival, Pull};
-use sync_store::{Store, Txn};
-use sync_types::{ErrorCode, GroupId, ReplicaId, Timestamp, Want};
+use sync_store::{Limits, Store, Txn, Window};
+use sync_types::{Cursor, ErrorCode, GroupId, ReplicaId, Timestamp, Want};
 use tokio::sync::watch;
 
-use super::{Live, Reading, Room, Storage, StorageError, Stored, Usage, Work};
+use super::{Live, Reading, Room, Storage, StorageError, Stored, Tail, Usage, Work};
 use crate::data::private;
 
 const DATABASE: &str = "relay.db";
@@ -30,6 +30,7 @@ struct Hosted {
     /// Bytes of its envelopes.
     bytes: AtomicU64,
     wanted: watch::Sender<()>,
+    tail: Arc<Tail>,
 }
 
 impl Sqlite {
@@ -60,7 +61,10 @@ impl Sqlite {
         let bytes = self.store.read(move |reader| reader.log_bytes(&group)).await?;
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         // whoever was faster counts already
-        let new = || Arc::new(Hosted { bytes: AtomicU64::new(bytes), wanted: watch::Sender::new(()) });
+        let new = || {
+            let (wanted, tail) = (watch::Sender::new(()), Arc::default());
+            Arc::new(Hosted { bytes: AtomicU64::new(bytes), wanted, tail })
+        };
         Ok(Some(groups.entry(group).or_insert_with(new).clone()))
     }
 
@@ -77,7 +81,8 @@ impl Storage for Sqlite {
     fn live(&self, group: GroupId) -> Work<'_, Option<Live>> {
         async move {
             let Some(hosted) = self.hosted(group).await? else { return Ok(None) };
-            Ok(Some(Live { newest: self.store.watch(&group)?, wanted: hosted.wanted.subscribe() }))
+            let (newest, wanted) = (self.store.watch(&group)?, hosted.wanted.subscribe());
+            Ok(Some(Live { newest, wanted, tail: hosted.tail.clone() }))
         }
         .boxed()
     }
@@ -137,6 +142,10 @@ impl Storage for Sqlite {
         .boxed()
     }
 
+    fn window(&self, group: GroupId, after: Cursor, limits: Limits) -> Work<'_, Window> {
+        async move { Ok(self.store.read(move |reader| reader.window(&group, after, limits)).await?) }.boxed()
+    }
+
     fn read_wanted(&self, group: GroupId, request: u32, wants: Vec<Want>) -> Work<'_, Reply> {
         async move { Ok(self.store.read(move |reader| exec::read_wanted(reader, &group, request, &wants)).await?) }
             .boxed()
@@ -184,6 +193,7 @@ impl Storage for Sqlite {
                 // what was counted before it was stored may expire first: never below nothing
                 let less = |bytes: u64| Some(bytes.saturating_sub(dropped.bytes));
                 let _ = hosted.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+                hosted.tail.forget().await;
             }
             Ok(dropped.entries)
         }

@@ -10,8 +10,9 @@ use rusqlite::{Connection, OpenFlags};
 use sync_soak::command::{Home, Program};
 use sync_soak::tree;
 
+use super::mib;
 use super::table::{Table, Tool, Unit};
-use super::{machine, mib};
+use crate::machine;
 
 /// How long each step may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(1800);

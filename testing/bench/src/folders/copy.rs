@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::machine;
 use super::table::Tool;
+use crate::machine;
 
 /// The tools that are here, by their versions.
 #[derive(Debug)]

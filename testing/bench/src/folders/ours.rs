@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result};
 use sync_soak::command::{Folder, Home, Program};
 use sync_soak::tree::Counts;
 
-use super::machine::Usage;
 use super::pair::{Pair, Rescan};
 use super::table::Tool;
+use crate::machine::Usage;
 
 /// A home that shares and one that joins, both served.
 #[derive(Debug)]

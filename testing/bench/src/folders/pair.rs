@@ -9,8 +9,8 @@ use anyhow::{Result, ensure};
 use sync_soak::random::Draw;
 use sync_soak::tree::{self, Counts};
 
-use super::machine::Usage;
 use super::table::Tool;
+use crate::machine::Usage;
 
 /// How long a first sync may take: several times what the slowest tool needs for the largest tree.
 const FIRST_PATIENCE: Duration = Duration::from_secs(1800);

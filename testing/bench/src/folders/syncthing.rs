@@ -19,9 +19,9 @@ use sync_soak::tree::Counts;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
-use super::machine::Usage;
 use super::pair::{Pair, Rescan};
 use super::table::Tool;
+use crate::machine::Usage;
 
 /// How long an instance may take to start or end.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -23,6 +23,7 @@ use rand_core::Rng as _;
 use sync_core::Membership;
 use sync_core::session::Reply;
 use sync_store::exec::{Arrival, Pull};
+use sync_store::{Limits, Window};
 use sync_types::{Cursor, ErrorCode, GroupId, ReplicaId, Timestamp, Want};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -30,7 +31,7 @@ use tokio_postgres::Config;
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
-use super::{Live, Reading, Room, Storage, StorageError, Stored, Usage, Work};
+use super::{Live, Reading, Room, Storage, StorageError, Stored, Tail, Usage, Work};
 use columns::{fixed, signed, unsigned};
 use notices::{Listener, Telling};
 use tls::Tls;
@@ -75,6 +76,7 @@ struct Hosted {
     gid: i64,
     newest: watch::Sender<Cursor>,
     wanted: watch::Sender<()>,
+    tail: Arc<Tail>,
     /// One of this process changes it at a time.
     log: Arc<tokio::sync::Mutex<Option<log::Log>>>,
 }
@@ -172,7 +174,7 @@ impl Shared {
         let hosted = {
             let new = || {
                 let (newest, wanted) = (watch::Sender::new(Cursor(0)), watch::Sender::new(()));
-                Arc::new(Hosted { gid, newest, wanted, log: Arc::default() })
+                Arc::new(Hosted { gid, newest, wanted, tail: Arc::default(), log: Arc::default() })
             };
             self.groups().entry(group).or_insert_with(new).clone()
         };
@@ -245,7 +247,11 @@ impl Storage for Postgres {
     fn live(&self, group: GroupId) -> Work<'_, Option<Live>> {
         async move {
             let hosted = self.shared.hosted(group).await?;
-            Ok(hosted.map(|hosted| Live { newest: hosted.newest.subscribe(), wanted: hosted.wanted.subscribe() }))
+            Ok(hosted.map(|hosted| Live {
+                newest: hosted.newest.subscribe(),
+                wanted: hosted.wanted.subscribe(),
+                tail: hosted.tail.clone(),
+            }))
         }
         .boxed()
     }
@@ -304,6 +310,10 @@ impl Storage for Postgres {
         read::read(&self.shared, group, reading).boxed()
     }
 
+    fn window(&self, group: GroupId, after: Cursor, limits: Limits) -> Work<'_, Window> {
+        read::window(&self.shared, group, after, limits).boxed()
+    }
+
     fn read_wanted(&self, group: GroupId, request: u32, wants: Vec<Want>) -> Work<'_, Reply> {
         async move { read::read_wanted(&self.shared, group, request, &wants).await }.boxed()
     }
@@ -348,7 +358,12 @@ impl Storage for Postgres {
     }
 
     fn expire(&self, group: GroupId, before: Timestamp, limit: usize) -> Work<'_, usize> {
-        log::expire(&self.shared, group, before, limit).boxed()
+        async move {
+            let dropped = log::expire(&self.shared, group, before, limit).await?;
+            self.shared.expect(group).await?.tail.forget().await;
+            Ok(dropped)
+        }
+        .boxed()
     }
 
     fn usage(&self) -> Work<'_, Usage> {

@@ -8,6 +8,7 @@ use deadpool_postgres::{Client, Transaction};
 use sync_core::session::Reply;
 use sync_core::{HeldEnvelope, Own, Selection, fork_digest};
 use sync_store::exec::Pull;
+use sync_store::{Limits, Window, WindowRow};
 use sync_types::bounds::{FRAME_BYTES_TARGET, MAX_FEEDS, MAX_FRAME_ENVELOPES, MAX_RANGES};
 use sync_types::{
     AuthorId, Carried, Check, Cursor, EnvelopeHash, FeedHave, GroupId, Number, Range, ReplicaId, Scope, Want,
@@ -216,6 +217,59 @@ pub(super) async fn read(shared: &Shared, group: GroupId, reading: Reading) -> R
     Ok(Reply::Read { scope, entries: snapshot.carried(&cursors).await?, max_cursor, check, has_more, holds_from })
 }
 
+/// Reads everything behind a cursor, up to the limits.
+pub(super) async fn window(
+    shared: &Shared,
+    group: GroupId,
+    after: Cursor,
+    limits: Limits,
+) -> Result<Window, StorageError> {
+    let gid = shared.gid(group).await?;
+    let mut client = shared.client().await?;
+    let snapshot = Snapshot::take(&mut client, gid).await?;
+    let (newest, holds_from) = snapshot.ends().await?;
+    let statement = snapshot.txn.prepare_cached(WINDOW).await?;
+    // one more than are taken shows that there are more
+    let most = signed(limits.entries as u64 + 1);
+    let found = snapshot.txn.query(&statement, &[&gid, &signed(after.0), &most]).await?;
+    let (mut cursors, mut bytes): (Vec<i64>, usize) = (Vec::new(), 0);
+    for row in &found {
+        let len = length(row.try_get(5)?);
+        if !cursors.is_empty() && (cursors.len() >= limits.entries || bytes + len > limits.bytes) {
+            break;
+        }
+        bytes += len;
+        cursors.push(row.try_get(0)?);
+    }
+    let cut = cursors.len() < found.len();
+    let mut rows = Vec::with_capacity(cursors.len());
+    for (row, Carried { cursor, envelope }) in found.iter().zip(snapshot.carried(&cursors).await?) {
+        let number = number(row.try_get(2)?);
+        rows.push(Arc::new(WindowRow {
+            cursor,
+            check: Check(fixed(row.try_get(7)?)?),
+            author: author(row.try_get(1)?)?,
+            number,
+            class: class(row.try_get(3)?)?,
+            source: row.try_get::<_, Option<&[u8]>>(4)?.map(fixed).transpose()?.map(ReplicaId),
+            forked: row.try_get::<_, Option<i64>>(6)?.is_some_and(|fork| unsigned(fork) <= number.0),
+            envelope,
+        }));
+    }
+    let (end, check) = match rows.last().filter(|_| cut) {
+        Some(last) => (last.cursor, last.check),
+        None => {
+            let check = snapshot.check_at(newest).await?;
+            (newest, check.ok_or_else(|| damaged("a cursor without a check"))?)
+        }
+    };
+    Ok(Window { after, rows, end, check, newest, holds_from })
+}
+
+/// What peers are served, whoever they are.
+const WINDOW: &str = "SELECT e.cursor, f.author, e.number, e.class, e.source, octet_length(e.bytes)::bigint, f.fork, \
+    e.chk FROM entries e JOIN feeds f ON f.feed = e.feed \
+    WHERE e.gid = $1 AND e.cursor > $2 ORDER BY e.cursor LIMIT $3";
 /// What peers are served; a row that expired has no feed.
 const SERVED: &str = "SELECT e.cursor, f.author, e.number, e.class, e.source, octet_length(e.bytes)::bigint, f.fork \
     FROM entries e JOIN feeds f ON f.feed = e.feed WHERE e.gid = $1 AND e.cursor > $2 ORDER BY e.cursor LIMIT $3";

@@ -1,6 +1,7 @@
 //! One channel of a member: who it is, and then a session of the blind replica with it.
 
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -44,8 +45,10 @@ pub(crate) async fn serve(relay: Arc<Relay>, socket: WebSocket, address: IpAddr,
 
 /// Hears who it is, and begins the session if that one may come in.
 async fn let_in(relay: Arc<Relay>, socket: WebSocket, address: IpAddr) -> Option<Box<Talk>> {
+    // who is let go finds that it was counted
+    let mut greeting = pin!(greet(&relay, socket));
     let greeted = tokio::select! {
-        greeted = tokio::time::timeout(GREETING_WAIT, greet(&relay, socket)) => greeted,
+        greeted = tokio::time::timeout(GREETING_WAIT, &mut greeting) => greeted,
         () = relay.stop.cancelled() => return None,
     };
     let Ok(Some((mut channel, shown))) = greeted else {
@@ -62,7 +65,7 @@ async fn let_in(relay: Arc<Relay>, socket: WebSocket, address: IpAddr) -> Option
             (ErrorCode::TooFast, TOO_FAST_TEXT.to_owned())
         }
         Some(shown) => match relay.host(&shown).await {
-            Ok(live) => return Some(Box::new(Talk::new(relay, channel, live, shown))),
+            Ok(live) => return Some(Box::new(Talk::new(relay.clone(), channel, live, shown))),
             Err(HostError::Refused(code, text)) => {
                 relay.messages.take(shown.author, Instant::now());
                 (code, text.to_owned())

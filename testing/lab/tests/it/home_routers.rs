@@ -54,6 +54,46 @@ struct Site {
 }
 
 impl Site {
+    /// Two hosts that share a folder by way of a relay with these settings, and cannot reach each other.
+    fn new(settings: &str) -> Option<Self> {
+        let mut lab = Lab::new()?;
+        let (relay, command) = (program("sync-relay", "sync-relay"), program("sync-cli", "syncshell"));
+        lab.ran(NETWORK);
+        lab.define(&format!(
+            r#"
+            host() {{
+                n=$1
+                shift
+                SYNCSHELL_HOME="$DIR/home$n" SYNCSHELL_RUNTIME_DIR="$DIR/run$n" SYNCSHELL_SAME_MACHINE=off \
+                    ip netns exec h$n {command:?} "$@"
+            }}
+            "#
+        ));
+        lab.ran(CUT);
+        lab.ran(&format!(
+            r#"
+            printf 'open = true\n{settings}' >"$DIR/relay.toml"
+            {relay:?} --bind 10.9.0.1:7841 --data "$DIR/relay" --config "$DIR/relay.toml" >"$DIR/url" 2>"$DIR/relay.log" &
+            "#
+        ));
+        lab.until(PATIENCE, r#"test -s "$DIR/url""#);
+        lab.ran(
+            r#"
+            for n in 1 2; do host $n init --key-store file --name host$n; mkdir "$DIR/folder$n"; done
+            host 1 relay add "$(cat "$DIR/url")"
+            host 1 share --json "$DIR/folder1" >"$DIR/shared.log" 2>"$DIR/share.log" &
+            "#,
+        );
+        lab.until(PATIENCE, r#"grep -q '"code"' "$DIR/shared.log""#);
+        lab.ran(
+            r#"
+            code=$(sed -n 's/.*"code":"\([^"]*\)".*/\1/p' "$DIR/shared.log" | head -n 1)
+            host 2 join --json "$code" "$DIR/folder2" --relay "$(cat "$DIR/url")" >"$DIR/joined.log" 2>"$DIR/join.log" &
+            "#,
+        );
+        Some(Self { lab })
+    }
+
     /// What a host of the lab is asked about the connection to the other.
     fn peer(&mut self, host: u8) -> Option<Value> {
         let status = self.lab.ran(&format!("host {host} status --json"));
@@ -95,43 +135,7 @@ impl Site {
 
 #[test]
 fn behind_home_routers_a_connection_begins_at_the_relay_becomes_direct_and_falls_back() {
-    let Some(mut lab) = Lab::new() else { return };
-    let (relay, command) = (program("sync-relay", "sync-relay"), program("sync-cli", "syncshell"));
-    lab.ran(NETWORK);
-    lab.define(&format!(
-        r#"
-        host() {{
-            n=$1
-            shift
-            SYNCSHELL_HOME="$DIR/home$n" SYNCSHELL_RUNTIME_DIR="$DIR/run$n" SYNCSHELL_SAME_MACHINE=off \
-                ip netns exec h$n {command:?} "$@"
-        }}
-        "#
-    ));
-    lab.ran(CUT);
-    lab.ran(&format!(
-        r#"
-        echo 'open = true' >"$DIR/relay.toml"
-        {relay:?} --bind 10.9.0.1:7841 --data "$DIR/relay" --config "$DIR/relay.toml" >"$DIR/url" 2>"$DIR/relay.log" &
-        "#
-    ));
-    lab.until(PATIENCE, r#"test -s "$DIR/url""#);
-    lab.ran(
-        r#"
-        for n in 1 2; do host $n init --key-store file --name host$n; mkdir "$DIR/folder$n"; done
-        host 1 relay add "$(cat "$DIR/url")"
-        host 1 share --json "$DIR/folder1" >"$DIR/shared.log" 2>"$DIR/share.log" &
-        "#,
-    );
-    lab.until(PATIENCE, r#"grep -q '"code"' "$DIR/shared.log""#);
-    lab.ran(
-        r#"
-        code=$(sed -n 's/.*"code":"\([^"]*\)".*/\1/p' "$DIR/shared.log" | head -n 1)
-        host 2 join --json "$code" "$DIR/folder2" --relay "$(cat "$DIR/url")" >"$DIR/joined.log" 2>"$DIR/join.log" &
-        "#,
-    );
-    let mut site = Site { lab };
-
+    let Some(mut site) = Site::new("") else { return };
     let took = site.until_way(PATIENCE, true);
     eprintln!("connected through the relay after {took:?}");
     site.syncs("relayed");
@@ -151,4 +155,11 @@ fn behind_home_routers_a_connection_begins_at_the_relay_becomes_direct_and_falls
     }
     let rtt = site.peer(1).and_then(|peer| peer["rtt_us"].as_u64());
     assert!(rtt.is_some_and(|rtt| rtt > 0), "{rtt:?}");
+}
+
+#[test]
+fn a_relay_that_tells_no_addresses_carries_what_cannot_go_directly() {
+    let Some(mut site) = Site::new("address_discovery = false\\n") else { return };
+    site.until_way(PATIENCE, true);
+    site.syncs("relayed");
 }

@@ -177,6 +177,7 @@ impl Talk {
             Err(error) => {
                 tracing::debug!(%error, "channel ended");
                 if let Some(code) = error.code() {
+                    self.relay.messages.take(self.author, Instant::now());
                     refuse(&self.relay, &mut self.channel, code, &error.to_string()).await;
                 }
             }
@@ -279,6 +280,9 @@ impl Talk {
                 Effect::Close(close) => {
                     if !close.by_peer {
                         self.relay.metrics.refuse(close.code);
+                        if close.code != ErrorCode::Unavailable {
+                            self.relay.messages.take(self.author, Instant::now());
+                        }
                         let belongs = !matches!(close.code, ErrorCode::Refused | ErrorCode::Removed);
                         if let Some(admission) = self.admission.as_mut().filter(|_| !belongs) {
                             admission.refuse();

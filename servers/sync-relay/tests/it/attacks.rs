@@ -2,7 +2,8 @@
 
 use std::net::TcpStream;
 
-use sync_types::{BlobId, Check, Cursor, ErrorCode, Frame, Scope};
+use sync_types::bounds::{MAX_FRAME, MAX_WANTS};
+use sync_types::{BlobId, Check, Cursor, ErrorCode, Frame, Number, Range, Scope, Want};
 
 use crate::raw::{Member, random};
 use crate::site::{PATIENCE, RelayProcess, Site};
@@ -39,6 +40,42 @@ async fn a_pull_with_an_absurd_limit_or_a_cursor_ahead_is_answered_from_the_star
             }
         }
         assert_eq!(got, anna.feed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_without_end_is_answered_as_it_reads_and_others_are_served_meanwhile() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", MANY);
+    let mut anna = Member::founder();
+    let ben = anna.admit();
+    let mut talk = anna.live(&relay.url).await;
+    talk.push(1, anna.feed[0].clone()).await;
+    for number in 2..=5 {
+        talk.push(number, anna.entry(100_000)).await;
+    }
+    talk.acknowledged(5).await;
+    let mut asking = ben.live(&relay.url).await;
+    let (first, last) = (Number(1), Number(u64::MAX));
+    let want = Want { author: anna.secret.id(), range: Range { first, last } };
+    for request in 100..140 {
+        asking.send(&Frame::Want { request, wants: vec![want; MAX_WANTS] }).await;
+    }
+    // it has read nothing yet, and nobody waits for it
+    assert_eq!(anna.live(&relay.url).await.pulled().await, anna.feed);
+    let entry = anna.entry(50);
+    talk.push(6, entry).await;
+    talk.acknowledged(6).await;
+    let mut expected = 100;
+    while expected < 140 {
+        if let Frame::PullResponse { request, entries, .. } = asking.recv().await.unwrap()
+            && request >= 100
+        {
+            assert_eq!(request, expected, "in the order in which it asked");
+            let bytes: usize = entries.iter().map(|carried| carried.envelope.len()).sum();
+            assert!((500_000..MAX_FRAME).contains(&bytes), "{bytes}");
+            expected += 1;
+        }
     }
 }
 

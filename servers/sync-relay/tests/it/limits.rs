@@ -82,6 +82,73 @@ async fn who_sends_too_much_in_a_minute_is_told_and_what_was_taken_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_who_is_refused_again_and_again_is_not_listened_to_for_a_while() {
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", "[limits]\nmessages_per_minute = 3\n");
+    let mut anna = Member::founder();
+    let ben = anna.admit();
+    let mut talk = anna.live(&relay.url).await;
+    talk.push(1, anna.feed[0].clone()).await;
+    talk.acknowledged(1).await;
+    for said in [Frame::Joined.encode(), random::<100>().to_vec()] {
+        let mut talk = anna.live(&relay.url).await;
+        talk.send_bytes(&said).await;
+        assert_eq!(talk.error().await.0, ErrorCode::Protocol);
+        talk.ended().await;
+    }
+    let mut talk = Talk::open(&relay.url).await;
+    talk.greet(&anna, "").await;
+    assert_eq!(talk.error().await.0, ErrorCode::TooFast);
+    assert_eq!(ben.live(&relay.url).await.pulled().await, anna.feed, "others are not meant");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_who_push_at_once_into_what_room_is_left_none_gets_more_than_there_is() {
+    const ROOM: usize = 60_000;
+    let site = Site::new();
+    let relay = RelayProcess::start(&site, "relay", &format!("[limits]\ngroup_bytes = {ROOM}\n"));
+    let mut anna = Member::founder();
+    let ben = anna.admit();
+    let mut talk = anna.live(&relay.url).await;
+    talk.push(1, anna.feed[0].clone()).await;
+    talk.acknowledged(1).await;
+    let mut pushing = Vec::new();
+    for mut member in [anna, ben] {
+        let mut talk = member.live(&relay.url).await;
+        pushing.push(tokio::spawn(async move {
+            let mut acknowledged = Vec::new();
+            loop {
+                let (cursor, entry) = (acknowledged.len() as u64 + 2, member.entry(2000));
+                talk.push(cursor, entry.clone()).await;
+                loop {
+                    match talk.recv().await.unwrap() {
+                        Frame::PushAck { cursor: acked } if acked.0 == cursor => break acknowledged.push(entry),
+                        Frame::Error { code, .. } => {
+                            assert_eq!(code, ErrorCode::GroupFull);
+                            return (talk, acknowledged);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }));
+    }
+    let (mut talks, mut acknowledged) = (Vec::new(), Vec::new());
+    for pushing in pushing {
+        let (talk, entries) = pushing.await.unwrap();
+        talks.push(talk);
+        acknowledged.extend(entries);
+    }
+    for mut talk in talks {
+        let pulled = talk.pulled().await;
+        assert_eq!(pulled.len(), acknowledged.len() + 1, "what was acknowledged, and the admission");
+        assert!(acknowledged.iter().all(|entry| pulled.contains(entry)));
+        let bytes: usize = pulled.iter().map(Vec::len).sum();
+        assert!((ROOM - 4000..=ROOM).contains(&bytes), "{bytes}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_blob_that_is_too_large_is_refused_by_its_own_code() {
     let site = Site::new();
     let relay = RelayProcess::start(&site, "relay", "[limits]\nblob_bytes = 20000\n");

@@ -47,6 +47,12 @@ impl RelayProcess {
         Some(Self { child, data, config, url })
     }
 
+    /// Where it has a file of its directory, also on a disk that only it sees.
+    pub(crate) fn as_it_sees(&self, name: &str) -> PathBuf {
+        let data = self.data.strip_prefix("/").unwrap();
+        Path::new("/proc").join(self.child.id().to_string()).join("root").join(data).join(name)
+    }
+
     /// Where its database is.
     pub(crate) fn database(&self) -> PathBuf {
         self.data.join("relay.db")

@@ -226,12 +226,14 @@ async fn a_database_that_someone_else_holds_is_waited_for_and_then_members_are_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_whose_disk_is_full_says_so_and_gives_what_it_has() {
+async fn a_relay_whose_disk_is_full_says_so_gives_what_it_has_and_takes_more_once_there_is_room() {
     let site = Site::new();
-    let Some(relay) = RelayProcess::start_on_small_disk(&site, "relay", 4) else {
+    let Some(relay) = RelayProcess::start_on_small_disk(&site, "relay", 8) else {
         eprintln!("skipped: a small disk is mounted in a namespace, which is not allowed here");
         return;
     };
+    let others = relay.as_it_sees("others");
+    std::fs::write(&others, vec![1; 4 << 20]).unwrap();
     let mut anna = Member::founder();
     let mut talk = anna.live(&relay.url).await;
     let mut kept = Vec::new();
@@ -248,10 +250,20 @@ async fn a_relay_whose_disk_is_full_says_so_and_gives_what_it_has() {
             }
         }
         kept.push(entry);
-        assert!(kept.len() < 20, "4 MiB hold no 6");
+        assert!(kept.len() < 20, "what is left of 8 MiB holds no 6");
     };
     assert_eq!(told, (ErrorCode::StorageFull, "the disk of this relay is full".to_owned()));
     assert!(!kept.is_empty());
     assert_eq!(talk.pulled().await, kept, "it is told, and read on");
     assert_eq!(anna.live(&relay.url).await.pulled().await, kept, "also by who comes later");
+    std::fs::remove_file(others).unwrap();
+    let mut talk = anna.live(&relay.url).await;
+    for number in kept.len()..kept.len() + 3 {
+        if number == anna.feed.len() {
+            anna.entry(300_000);
+        }
+        talk.push(number as u64 + 1, anna.feed[number].clone()).await;
+        talk.acknowledged(number as u64 + 1).await;
+    }
+    assert!(anna.feed.len() == kept.len() + 3 && talk.pulled().await == anna.feed);
 }

@@ -6,6 +6,7 @@ use sync_client::SyncClient;
 use sync_types::Frame;
 use tokio::net::TcpListener;
 
+use crate::postgresql::Postgresql;
 use crate::raw::Member;
 use crate::site::{self, PATIENCE, RelayProcess, Site};
 
@@ -23,8 +24,19 @@ async fn until(relay: &RelayProcess, metric: &str, value: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_runs_asks_for_devices_that_are_away_and_never_at_an_address_of_its_own_network() {
+    wakes_who_is_away("").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_on_postgresql_does_the_same() {
+    let Some(server) = Postgresql::start() else { return };
+    wakes_who_is_away(&format!("database = '{}'\n", server.database("wake"))).await;
+}
+
+async fn wakes_who_is_away(settings: &str) {
     let site = Site::new();
-    let relay = RelayProcess::start(&site, "relay", "[limits]\nconnections_per_address = 100\n");
+    let settings = format!("{settings}[limits]\nconnections_per_address = 100\n");
+    let relay = RelayProcess::start(&site, "relay", &settings);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut anna = Member::founder();
     let mut ben = anna.admit();

@@ -32,7 +32,7 @@ pub fn store(
         None => None,
     };
     let ingested = txn.ingest(group, &arrival.batch, peer, arrival.position, readable)?;
-    let wants = txn.reader().wants(group)?;
+    let wants = txn.wants(group)?;
     Ok((ingested, wants))
 }
 

@@ -4,7 +4,7 @@ use sync_core::{Refusal, judge};
 use sync_types::bounds::MAX_WANTS;
 use sync_types::{AuthorId, Check, Class, Cursor, EnvelopeHash, EpochId, GroupId, Number, Want};
 
-use super::cache::{HeldFeeds, Inserter, NewRow, Origin, make_check, next_cursor};
+use super::cache::{HeldFeeds, Inserter, NewRow, Origin, load, make_check, next_cursor};
 use super::convert::{MAX_NUMBER, row_id};
 use super::{Change, PeerId, Txn};
 use crate::error::StoreError;
@@ -72,6 +72,19 @@ impl Txn<'_> {
             self.forget(group);
         }
         Ok(ingested)
+    }
+
+    /// The numbers lacking, with this transaction's changes: what [`Reader::wants`](super::Reader::wants) would read.
+    pub fn wants(&mut self, group: &GroupId) -> Result<Vec<Want>, StoreError> {
+        self.live()?;
+        let group = load(&self.db.conn, &mut self.db.groups, group)?;
+        let mut lacking: Vec<_> = group.feeds.iter().filter(|(_, feed)| !feed.state.held.gaps().is_empty()).collect();
+        lacking.sort_unstable_by_key(|(_, feed)| feed.row);
+        sync_core::wants(
+            lacking
+                .into_iter()
+                .flat_map(|(author, feed)| feed.state.held.ranges().iter().map(|range| Ok((*author, *range)))),
+        )
     }
 
     /// Hands out what waited for an epoch: each such entry gets a new cursor, since who reads along has passed the old

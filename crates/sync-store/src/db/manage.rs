@@ -182,9 +182,10 @@ impl Reader<'_> {
 
     /// Bytes of the file that are in use.
     pub fn used_bytes(&self) -> Result<u64, StoreError> {
-        let pragma = |name| self.conn.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-        let pages = pragma("page_count")? - pragma("freelist_count")?;
-        Ok(unsigned(pages.saturating_mul(pragma("page_size")?)))
+        // a relay asks before each push
+        let ask = |pragma| self.conn.prepare_cached(pragma)?.query_row([], |row| row.get::<_, i64>(0));
+        let pages = ask("PRAGMA page_count")? - ask("PRAGMA freelist_count")?;
+        Ok(unsigned(pages.saturating_mul(ask("PRAGMA page_size")?)))
     }
 
     /// A group of this home.

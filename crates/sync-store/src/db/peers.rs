@@ -57,12 +57,13 @@ pub struct PeerNote {
 impl Txn<'_> {
     /// The peer of a replica, known from now on.
     pub fn peer(&mut self, group: &GroupId, replica: &ReplicaId) -> Result<PeerId, StoreError> {
+        self.live()?;
+        if let Some(known) = self.reader().peer(group, replica)? {
+            return Ok(known);
+        }
         let gid = self.reader().gid(group)?;
-        let conn = self.live()?;
-        conn.prepare_cached("INSERT INTO peers (gid, replica) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
-            .execute((gid, replica.0))?;
-        let mut statement = conn.prepare_cached("SELECT peer FROM peers WHERE gid = ?1 AND replica = ?2")?;
-        Ok(PeerId(statement.query_row((gid, replica.0), |row| row.get(0))?))
+        let mut insert = self.live()?.prepare_cached("INSERT INTO peers (gid, replica) VALUES (?1, ?2)")?;
+        Ok(PeerId(insert.insert((gid, replica.0))?))
     }
 
     /// Remembers what a replica says of itself; new addresses replace the old ones.

@@ -121,9 +121,19 @@ impl Store {
         bytes: usize,
         work: impl FnOnce(&mut Txn<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.write_then(bytes, work, |_| {}).await
+    }
+
+    /// The same, and something else once it is durable, before anyone hears of it: short, since the writer does it.
+    pub async fn write_then<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce(&mut Txn<'_>) -> Result<T, StoreError> + Send + 'static,
+        then: impl FnOnce(&mut T) + Send + 'static,
+    ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let commands = self.inner.commands.as_ref().ok_or(StoreError::Closed)?;
-        let command = Command::Work(Job::boxed(bytes, work, answer));
+        let command = Command::Work(Job::boxed(bytes, work, then, answer));
         commands.send(command).await.map_err(|_| StoreError::Closed)?;
         answered.await.map_err(|_| StoreError::Closed)?
     }

@@ -113,6 +113,6 @@ fn append(
     }
     let (hash, digest) = (envelope.hash(), Some(entry.digest));
     let row = NewRow { envelope: &envelope, hash, waits: false, origin: Origin::Here { digest }, fork: None };
-    let cursor = inserter.add(&row)?;
+    let (cursor, _) = inserter.add(&row)?;
     Ok(Appended { cursor, author, number, hash, repeated: false })
 }

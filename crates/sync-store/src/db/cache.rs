@@ -261,10 +261,10 @@ impl<'a> Inserter<'a> {
         Ok(Self { conn, rng, group, insert, grown: BTreeMap::new() })
     }
 
-    /// Stores an envelope under the next cursor.
-    pub(super) fn add(&mut self, row: &NewRow<'_>) -> Result<Cursor, StoreError> {
+    /// Stores an envelope under the next cursor: returns that one and the check beside it.
+    pub(super) fn add(&mut self, row: &NewRow<'_>) -> Result<(Cursor, Check), StoreError> {
         let header: &Header = &row.envelope.header;
-        let (gid, cursor) = (self.group.gid, next_cursor(self.group)?);
+        let (gid, cursor, check) = (self.group.gid, next_cursor(self.group)?, make_check(self.rng));
         let feed = self.group.feed(self.conn, header.sender, false)?;
         let waits = row.waits.then_some(header.epoch);
         let (own, source, digest) = match row.origin {
@@ -273,7 +273,7 @@ impl<'a> Inserter<'a> {
         };
         self.insert.execute(params![
             row_id(gid, cursor),
-            make_check(self.rng).0,
+            check.0,
             i64::from(row.waits),
             feed.row,
             signed(header.number.0),
@@ -296,7 +296,7 @@ impl<'a> Inserter<'a> {
             self.group.membership_changed();
         }
         self.group.max_cursor = cursor;
-        Ok(cursor)
+        Ok((cursor, check))
     }
 
     /// Writes ranges, head and fork of every feed that got an envelope.

@@ -33,6 +33,8 @@ pub struct Ingested {
 pub struct StoredEntry {
     /// The cursor it got.
     pub cursor: Cursor,
+    /// The check beside it.
+    pub check: Check,
     /// Its author.
     pub author: AuthorId,
     /// Its number in the author's feed.
@@ -43,6 +45,8 @@ pub struct StoredEntry {
     pub hash: EnvelopeHash,
     /// Its epoch is known; if not, it gets another cursor once it is.
     pub readable: bool,
+    /// Its feed has two branches here, from its number or a lower one on.
+    pub forked: bool,
 }
 
 impl Txn<'_> {
@@ -116,10 +120,15 @@ impl Change<'_> {
             let header = &accepted.envelope.header;
             let readable = header.class != Class::Sealed || readable(header.epoch);
             let (envelope, hash, fork) = (&accepted.envelope, accepted.hash, accepted.fork);
-            let cursor = inserter.add(&NewRow { envelope, hash, waits: !readable, origin, fork })?;
+            let (cursor, check) = inserter.add(&NewRow { envelope, hash, waits: !readable, origin, fork })?;
             let (author, number, class) = (header.sender, header.number, header.class);
             ingested.bytes += envelope.bytes().len() as u64;
-            ingested.stored.push(StoredEntry { cursor, author, number, class, hash, readable });
+            let forked = inserter
+                .group
+                .feeds
+                .get(&author)
+                .is_some_and(|feed| feed.state.fork.is_some_and(|fork| fork <= number));
+            ingested.stored.push(StoredEntry { cursor, check, author, number, class, hash, readable, forked });
             if touched.last() != Some(&author) {
                 touched.push(author);
             }

@@ -41,6 +41,13 @@ impl Task {
         }
     }
 
+    /// Does what is to be done once the commit is durable, before anyone is told of it.
+    fn committed(&mut self) {
+        if let Self::Work(work) = self {
+            work.committed();
+        }
+    }
+
     fn answer(self, committed: &Result<(), StoreError>) {
         match self {
             Self::Append(append) => answer(append.done, committed, append.answer),
@@ -70,31 +77,41 @@ pub(super) trait Work: Send {
     fn bytes(&self) -> usize;
     /// Carries it out and keeps what came of it.
     fn carry_out(&mut self, txn: &mut Txn<'_>);
+    /// The commit is durable, and nobody was told of it.
+    fn committed(&mut self);
     /// Tells what came of it, now that the commit is durable or has failed.
     fn answer(self: Box<Self>, committed: &Result<(), StoreError>);
 }
 
 /// A command whose work is a closure.
-pub(super) struct Job<F, T> {
+pub(super) struct Job<F, G, T> {
     bytes: usize,
     work: Option<F>,
+    then: Option<G>,
     done: Option<Result<T, StoreError>>,
     answer: oneshot::Sender<Result<T, StoreError>>,
 }
 
-impl<F, T> Job<F, T>
+impl<F, G, T> Job<F, G, T>
 where
     F: FnOnce(&mut Txn<'_>) -> Result<T, StoreError> + Send + 'static,
+    G: FnOnce(&mut T) + Send + 'static,
     T: Send + 'static,
 {
-    pub(super) fn boxed(bytes: usize, work: F, answer: oneshot::Sender<Result<T, StoreError>>) -> Box<dyn Work> {
-        Box::new(Self { bytes, work: Some(work), done: None, answer })
+    pub(super) fn boxed(
+        bytes: usize,
+        work: F,
+        then: G,
+        answer: oneshot::Sender<Result<T, StoreError>>,
+    ) -> Box<dyn Work> {
+        Box::new(Self { bytes, work: Some(work), then: Some(then), done: None, answer })
     }
 }
 
-impl<F, T> Work for Job<F, T>
+impl<F, G, T> Work for Job<F, G, T>
 where
     F: FnOnce(&mut Txn<'_>) -> Result<T, StoreError> + Send,
+    G: FnOnce(&mut T) + Send,
     T: Send,
 {
     fn bytes(&self) -> usize {
@@ -104,6 +121,12 @@ where
     fn carry_out(&mut self, txn: &mut Txn<'_>) {
         if let Some(work) = self.work.take() {
             self.done = Some(txn.attempt(work));
+        }
+    }
+
+    fn committed(&mut self) {
+        if let (Some(Ok(done)), Some(then)) = (&mut self.done, self.then.take()) {
+            then(done);
         }
     }
 
@@ -211,6 +234,7 @@ fn carry_out(db: &mut Db, mut batch: Vec<Task>, place: &Place, shared: &Shared) 
     // what went into a file that nobody can find again is not stored
     let committed = committed.and_then(|changes| place.check().map(|()| changes));
     let committed = committed.map(|changes| {
+        batch.iter_mut().for_each(Task::committed);
         shared.commits.fetch_add(1, Ordering::Relaxed);
         shared.commands.fetch_add(batch.len() as u64, Ordering::Relaxed);
         shared.publish(changes);

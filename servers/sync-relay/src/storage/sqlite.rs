@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::FutureExt as _;
 use sync_core::session::Reply;
 use sync_store::exec::{self, Arrival, Pull};
-use sync_store::{Limits, Store, Txn, Window};
-use sync_types::{Cursor, ErrorCode, GroupId, ReplicaId, Timestamp, Want};
+use sync_store::{Limits, Store, StoredEntry, Txn, Window, WindowRow};
+use sync_types::{Class, Cursor, ErrorCode, GroupId, ReplicaId, Timestamp, Want};
 use tokio::sync::watch;
 
 use super::{Live, Reading, Room, Storage, StorageError, Stored, Tail, Usage, Work};
@@ -110,15 +110,18 @@ impl Storage for Sqlite {
         async move {
             let hosted = self.hosted(group).await?.ok_or(StorageError::UnknownGroup(group))?;
             let bytes = arrival.batch.iter().map(Vec::len).sum();
+            let tail = hosted.tail.clone();
             let work = move |txn: &mut Txn<'_>| {
                 let of_group = hosted.bytes.load(Ordering::Relaxed);
                 let lacking = room.fit(&mut arrival, of_group, txn.reader().used_bytes()?);
                 let (ingested, wants) = exec::store(txn, &group, &arrival, &|_| true)?;
                 hosted.bytes.fetch_add(ingested.bytes, Ordering::Relaxed);
                 let (new, refused) = (ingested.stored.len(), ingested.refused.len());
-                Ok(Stored { lacking, new, refused, membership: txn.membership(&group)?, wants })
+                let stored = Stored { lacking, new, refused, membership: txn.membership(&group)?, wants };
+                Ok((stored, rows(arrival, &ingested.stored)))
             };
-            Ok(self.store.write(bytes, work).await?)
+            let grow = move |(_, rows): &mut (Stored, Vec<WindowRow>)| tail.grow(std::mem::take(rows));
+            Ok(self.store.write_then(bytes, work, grow).await?.0)
         }
         .boxed()
     }
@@ -212,4 +215,16 @@ impl Storage for Sqlite {
     fn close(&self) -> Work<'_, ()> {
         async move { Ok(self.store.clone().close().await?) }.boxed()
     }
+}
+
+/// What was stored of a batch, as it would be read; nothing where more than its order would have to be found out.
+fn rows(arrival: Arrival, stored: &[StoredEntry]) -> Vec<WindowRow> {
+    if stored.len() != arrival.batch.len() || stored.iter().any(|entry| entry.class != Class::Sealed) {
+        return Vec::new();
+    }
+    let row = |(entry, envelope): (&StoredEntry, Vec<u8>)| {
+        let StoredEntry { cursor, check, author, number, class, forked, .. } = *entry;
+        WindowRow { cursor, check, author, number, class, source: arrival.replica, forked, envelope }
+    };
+    stored.iter().zip(arrival.batch).map(row).collect()
 }

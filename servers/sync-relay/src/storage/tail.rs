@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use sync_core::session::Reply;
-use sync_store::{Limits, Window};
+use sync_store::{Limits, Window, WindowRow};
 use sync_types::bounds::FRAME_BYTES_TARGET;
 use sync_types::{Cursor, GroupId};
 
@@ -18,7 +18,7 @@ use super::{Reading, Storage, StorageError};
 /// What tests compare does not change behind its back, and may take them longer.
 const LIFE: Duration = Duration::from_secs(if cfg!(test) { 3600 } else { 1 });
 /// How much is kept: what one answer holds at most, and so many small entries that who is a little behind finds them.
-const KEPT: Limits = Limits { entries: 1024, bytes: FRAME_BYTES_TARGET };
+const KEPT: Limits = Limits { entries: 256, bytes: FRAME_BYTES_TARGET };
 
 /// The newest part of a group's log.
 #[derive(Debug, Default)]
@@ -74,6 +74,21 @@ impl Tail {
             Some(reply) => Ok(reply),
             None => storage.read(group, reading).await,
         }
+    }
+
+    /// Takes in what was stored at once and is durable, if it follows what is in memory.
+    pub(crate) fn grow(&self, rows: Vec<WindowRow>) {
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return };
+        let mut kept = self.lock();
+        let Some((window, _)) = &mut kept.window else { return };
+        // what two branches make of entries read before only the database tells
+        let follows = window.end == window.newest && first.cursor.0 == window.end.0 + 1;
+        if !follows || rows.iter().any(|row| row.forked) {
+            return;
+        }
+        let (after, end, check, holds_from) = (window.end, last.cursor, last.check, window.holds_from);
+        let rows = rows.into_iter().map(Arc::new).collect();
+        *window = Arc::new(window.followed_by(Window { after, rows, end, check, newest: end, holds_from }, KEPT));
     }
 
     /// Entries have expired: nothing that was read before counts.

@@ -10,7 +10,7 @@ use data_encoding::{Encoding, Specification};
 use rand_core::CryptoRng;
 use subtle::ConstantTimeEq;
 use sync_types::charter::write_keys;
-use sync_types::{AuthorId, AuthorKeys, InviteId, LookupId, Writer};
+use sync_types::{AuthorId, AuthorKeys, Consent, InviteId, LookupId, Writer};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::author::{AuthorSecret, SignPurpose, verify};
@@ -295,6 +295,21 @@ pub fn verify_join(
 pub fn prove_author(author: &AuthorSecret, binding: &[u8; 32], invite: &InviteId) -> [u8; 64] {
     author.sign(SignPurpose::Join, &join_statement(binding, invite, &keys_hash(&author.keys())))
 }
+
+/// An author's word that it wants to be admitted under its keys, by an invite or without one.
+#[must_use]
+pub fn consent(author: &AuthorSecret, binding: [u8; 32], invite: Option<InviteId>) -> Consent {
+    Consent { binding, proof: prove_author(author, &binding, &invite.unwrap_or(NO_INVITE)) }
+}
+
+/// Checks what [`consent`] gives: the same proof that a JOIN carries.
+#[must_use]
+pub fn verify_consent(keys: &AuthorKeys, invite: Option<InviteId>, consent: &Consent) -> bool {
+    verify_author(keys, &consent.binding, &invite.unwrap_or(NO_INVITE), &consent.proof)
+}
+
+/// Stands for the invite of an admission without one.
+const NO_INVITE: InviteId = InviteId([0; InviteId::LEN]);
 
 /// Checks what [`prove_author`] proves.
 #[must_use]

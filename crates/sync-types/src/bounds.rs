@@ -12,8 +12,10 @@ pub const MAX_FRAME_ENVELOPES: usize = 4096;
 pub const FRAME_BYTES_TARGET: usize = 512 << 10;
 /// A charter: one author's keys and a few numbers.
 pub const MAX_CHARTER: usize = 2 << 10;
-/// A membership operation: one author's keys and a few hashes.
-pub const MAX_OPERATION: usize = 8 << 10;
+/// A membership operation: one author's keys and a few hashes, or where the feeds of a removed member end.
+pub const MAX_OPERATION: usize = 24 << 10;
+/// Feeds whose ends a removal names: the authors of one member, of which most have a few.
+pub const MAX_CUTS: usize = 256;
 /// Admissions between the founder and an author; longer chains are admitted anew.
 pub const MAX_TOKEN: usize = 64;
 /// Membership envelopes an operation names as seen: the tips of a graph that rarely has more than a few.

@@ -19,5 +19,5 @@ pub use folder::{TreePath, Vector};
 pub use frame::{Carried, ErrorCode, FeedHave, Frame, Grant, Range, Scope, Want};
 pub use ids::*;
 pub use invite::{InviteRecord, InviteState, MemberRecord, Relayed, Ticket};
-pub use operation::{Operation, Role, SignedOperation, succession_statement};
+pub use operation::{Consent, Cut, Operation, Role, SignedOperation, succession_statement};
 pub use wire::{FormatError, Reader, Writer};

@@ -260,16 +260,20 @@ impl Membership {
     ///
     /// It may be if somebody who may made it and had seen every removal that counts, and if every author that belongs had
     /// a slot or was let in by somebody who knew the epoch. The first epoch may be as long as nobody was removed.
+    ///
+    /// `by` is who wrote the rotation: nobody else can say what its maker had seen.
     #[must_use]
-    pub fn may_seal_in(&self, epoch: &EpochId) -> Option<Vec<AuthorId>> {
+    pub fn may_seal_in(&self, epoch: &EpochId, by: &AuthorId) -> Option<Vec<AuthorId>> {
         if epoch.number <= 1 {
             return self.counted().removals.is_empty().then(Vec::new);
         }
         if self.charter.kind == GroupKind::Passphrase {
             return None;
         }
-        let made = |op: &&Arc<Op>| matches!(&op.operation, Operation::Rotate { epoch: of } if of == epoch);
-        self.order.iter().filter(made).find_map(|op| self.reached_by(op))
+        let made =
+            |op: &&Arc<Op>| op.sender == *by && matches!(&op.operation, Operation::Rotate { epoch: of } if of == epoch);
+        // of several the first: what it saw later its rotation did not know
+        self.reached_by(self.order.iter().filter(made).min_by_key(|op| (op.number, op.hash))?)
     }
 
     /// Who had a slot in a rotation that may be sealed in.

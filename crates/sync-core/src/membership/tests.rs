@@ -186,7 +186,10 @@ fn shown(membership: &Membership) -> Vec<String> {
     shown.extend(membership.ends().iter().map(|(author, end)| format!("{author:?} ended {end:?}")));
     shown.extend(membership.pending_removals().iter().map(|pending| format!("{pending:?}")));
     let epochs = (1..4).map(|number| EpochId { number, hash: [7; 32] });
-    shown.extend(epochs.map(|epoch| format!("{epoch:?} {:?}", membership.may_seal_in(&epoch))));
+    shown.extend(epochs.map(|epoch| {
+        let by = (0..AUTHORS.len()).map(|by| membership.may_seal_in(&epoch, &id(by)));
+        format!("{epoch:?} {:?}", by.collect::<Vec<_>>())
+    }));
     shown.push(format!("{:?}", membership.tips));
     shown
 }
@@ -353,7 +356,7 @@ fn g2_what_a_removed_admin_dates_back_does_not_count() {
             let mut attacked = view.clone();
             attacked.take(&signed(2, number, seen.clone(), operation));
             assert_eq!(attacked.people(), vec![0, 1]);
-            assert!(attacked.membership.may_seal_in(&rotation(2).0).is_none());
+            assert!(attacked.membership.may_seal_in(&rotation(2).0, &id(2)).is_none());
         }
     }
 }
@@ -494,21 +497,24 @@ fn g13_nobody_can_keep_removals_from_counting_by_naming_what_cannot_be_had() {
 fn g5_after_a_removal_only_an_epoch_counts_whose_maker_had_seen_it() {
     let mut view = View::with(1..=2);
     let first = EpochId { number: 1, hash: [1; 32] };
-    assert!(view.membership.may_seal_in(&first).is_some());
+    assert!(view.membership.may_seal_in(&first, &id(0)).is_some());
     let (second, operation) = rotation(2);
     view.act(1, operation);
-    assert_eq!(view.membership.may_seal_in(&second).map(|reached| reached.len()), Some(3));
+    assert_eq!(view.membership.may_seal_in(&second, &id(1)).map(|reached| reached.len()), Some(3));
     let mut apart = view.clone();
     view.act(0, remove(1));
     let (third, operation) = rotation(3);
-    apart.act(2, operation);
+    apart.act(2, operation.clone());
     let mut all = merged(view, apart);
-    for epoch in [first, second, third] {
-        assert!(all.membership.may_seal_in(&epoch).is_none(), "{epoch:?}");
+    // that somebody says of an older epoch that it was made later changes nothing
+    all.act(0, operation.clone());
+    all.act(2, operation);
+    for (epoch, by) in [(first, 0), (second, 1), (third, 2)] {
+        assert!(all.membership.may_seal_in(&epoch, &id(by)).is_none(), "{epoch:?}");
     }
     let (fourth, operation) = rotation(4);
     all.act(2, operation);
-    assert_eq!(all.membership.may_seal_in(&fourth).map(|reached| reached.len()), Some(2));
+    assert_eq!(all.membership.may_seal_in(&fourth, &id(2)).map(|reached| reached.len()), Some(2));
 }
 
 #[test]
@@ -517,15 +523,15 @@ fn g5_an_epoch_counts_only_if_every_member_has_it() {
     let mut apart = view.clone();
     let (epoch, operation) = rotation(2);
     view.act(1, operation);
-    assert!(view.membership.may_seal_in(&epoch).is_some());
+    assert!(view.membership.may_seal_in(&epoch, &id(1)).is_some());
     // let in by who knew the epoch: it was told
     view.act(1, admission(2, 2, Role::Member));
-    assert!(view.membership.may_seal_in(&epoch).is_some());
+    assert!(view.membership.may_seal_in(&epoch, &id(1)).is_some());
     // by who did not
     apart.act(0, admission(3, 3, Role::Member));
     let all = merged(view, apart);
-    assert!(all.membership.may_seal_in(&epoch).is_none());
-    assert!(all.membership.may_seal_in(&EpochId { number: 1, hash: [1; 32] }).is_some());
+    assert!(all.membership.may_seal_in(&epoch, &id(1)).is_none());
+    assert!(all.membership.may_seal_in(&EpochId { number: 1, hash: [1; 32] }, &id(0)).is_some());
 }
 
 #[derive(Debug, Clone)]

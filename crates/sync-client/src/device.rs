@@ -14,7 +14,7 @@ use sync_link::lan::Lan;
 use sync_link::rendezvous::Rendezvous;
 use sync_link::same_machine::{DevicePublication, SameMachine};
 use sync_store::{Store, StoreError};
-use sync_types::{BlobId, Charter, Chunker, DeviceId, EpochId, GroupId, GroupKind, InviteId, Quorum};
+use sync_types::{BlobId, Charter, Chunker, DeviceId, EpochId, GroupId, GroupKind, InviteId, Quorum, Role};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -424,7 +424,19 @@ impl Device {
         relays: &[String],
     ) -> Result<Invitation, ClientError> {
         let group = self.inner.group(&group).ok_or(ClientError::UnknownGroup(group))?;
-        pairing::invite(&self.inner, &group, lifetime, relays).await
+        pairing::invite(&self.inner, &group, lifetime, relays, None).await
+    }
+
+    /// Makes an invite that admits a person of their own, with a role that is no stronger than ours.
+    pub async fn invite_person(
+        &self,
+        group: GroupId,
+        role: Role,
+        lifetime: Duration,
+        relays: &[String],
+    ) -> Result<Invitation, ClientError> {
+        let group = self.inner.group(&group).ok_or(ClientError::UnknownGroup(group))?;
+        pairing::invite(&self.inner, &group, lifetime, relays, Some(role)).await
     }
 
     /// Takes an invite back, named by its code, link or id.

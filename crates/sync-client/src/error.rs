@@ -62,6 +62,27 @@ pub enum ClientError {
     /// The author may not invite.
     #[error("this device may not invite others to this group")]
     MayNotInvite,
+    /// The role may not remove that member, or not rotate.
+    #[error("this device may not do that in this group; ask an admin of it")]
+    MayNotRemove,
+    /// Nobody and nothing of the group is called that.
+    #[error("no member or device of the group is called {0}; `syncshell members` lists them")]
+    UnknownMember(String),
+    /// Several are called that.
+    #[error("{0} may mean several; give more digits of the id that `syncshell members` shows")]
+    SeveralMembers(String),
+    /// No removal of that member waits for a signature.
+    #[error("no removal of {0} waits for a signature; `syncshell members` shows those that do")]
+    NothingToApprove(String),
+    /// Whoever knows the passphrase belongs to the group.
+    #[error("nobody can be removed from a passphrase group; make a new group with the others")]
+    PassphraseGroup,
+    /// This device was removed.
+    #[error("this device was removed from this group; ask a member for an invite to join as a new one")]
+    Removed,
+    /// No new group key can be made.
+    #[error("no new group key can be made: {0}")]
+    Rotation(String),
 
     // the peer
     /// No invite answers to the code.
@@ -163,6 +184,13 @@ impl ClientError {
             Self::UnknownRelay => "unknown-relay",
             Self::TooManyRelays => "too-many-relays",
             Self::MayNotInvite => "may-not-invite",
+            Self::MayNotRemove => "may-not-remove",
+            Self::UnknownMember(_) => "unknown-member",
+            Self::SeveralMembers(_) => "several-members",
+            Self::NothingToApprove(_) => "nothing-to-approve",
+            Self::PassphraseGroup => "passphrase-group",
+            Self::Removed => "removed",
+            Self::Rotation(_) => "rotation",
             Self::InviteNotFound => "invite-not-found",
             Self::InviteWrong => "invite-wrong",
             Self::InviteUsed => "invite-used",

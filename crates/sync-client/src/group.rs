@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use sync_core::Membership;
 use sync_core::folder::Reissue;
 use sync_core::session::{Effect, Reply};
+use sync_crypto::rotation::{Before, History, make_rotation};
 use sync_crypto::{AuthorSecret, EpochSecret, HomeKey};
 use sync_store::{
     Appended, Content, GroupRow, Ingested, Limits, NewEntry, Peer, PeerNote, Renewal, SealEntries, SealError, Store,
@@ -15,7 +16,8 @@ use sync_store::{
 };
 use sync_types::folder::KIND_RECORDS;
 use sync_types::{
-    AuthorId, BlobId, Class, Cursor, DeviceId, Envelope, EpochId, GroupId, MemberId, Number, ReplicaId, Timestamp,
+    AuthorId, AuthorKeys, BlobId, Class, Cursor, DeviceId, Envelope, EpochId, GroupId, GroupKind, MemberId, Number,
+    Operation, ReplicaId, SignedOperation, Timestamp,
 };
 use tokio::sync::{broadcast, watch};
 
@@ -25,7 +27,7 @@ use crate::error::ClientError;
 use crate::event::{EVENT_BACKLOG, Event};
 use crate::exec::{self, Arrival, Pull};
 use crate::folders;
-use crate::keys::{Author, GroupKeys, KIND_BLOB, SharedRng, UnsealError, draw, succession, with_rng};
+use crate::keys::{Author, GroupKeys, KIND_BLOB, KeysError, SharedRng, UnsealError, draw, succession, with_rng};
 use crate::peers::Peers;
 use crate::relays::Relays;
 use crate::secrets;
@@ -69,6 +71,8 @@ pub(crate) struct Group {
     author: RwLock<Arc<Author>>,
     /// One renewal at a time.
     renewing: tokio::sync::Mutex<()>,
+    /// One rotation at a time.
+    rotating: tokio::sync::Mutex<()>,
     events: broadcast::Sender<Event>,
     /// Moves whenever a peer's progress may have changed.
     progress: watch::Sender<u64>,
@@ -103,9 +107,6 @@ impl Group {
         for (epoch, secret) in secrets::epochs(&shared, row.id).await? {
             keys.insert(epoch, secret)?;
         }
-        for (epoch, secret) in secrets::epochs_only_read(&shared, row.id).await? {
-            keys.insert_only_read(epoch, secret)?;
-        }
         // a crash may have come between an epoch and what waited for it
         let (id, epochs) = (row.id, keys.everything());
         let hand_out = move |txn: &mut Txn<'_>| {
@@ -125,6 +126,7 @@ impl Group {
             keys,
             author: RwLock::new(Arc::new(author)),
             renewing: tokio::sync::Mutex::new(()),
+            rotating: tokio::sync::Mutex::new(()),
             events: broadcast::channel(EVENT_BACKLOG).0,
             progress: watch::channel(0).0,
             newest,
@@ -133,6 +135,7 @@ impl Group {
             trouble: Mutex::default(),
         });
         group.open_rotations().await?;
+        group.settle_keys().await?;
         if copied || row.behind {
             // a copy writes nothing again: what it holds, the original holds under the same names
             group.renew_author(row.author, row.behind).await?;
@@ -212,16 +215,40 @@ impl Group {
         NewEntry { blob_id, timestamp: now(), content, digest }
     }
 
-    /// Seals entries into our feed, and once more under a new author if others turn out to know more of the old one.
+    /// Seals entries into our feed, in an epoch that no removed member knows: one is made where there is none.
     pub(crate) async fn append(&self, entries: Vec<NewEntry>) -> Result<Vec<Appended>, StoreError> {
+        match self.append_now(&entries).await {
+            Err(error) if is_stale(&error) => {
+                self.rotate_for(error).await?;
+                self.append_now(&entries).await
+            }
+            done => done,
+        }
+    }
+
+    async fn rotate_for(&self, stale: StoreError) -> Result<(), StoreError> {
+        self.rotate_if_stale().await.map_err(|error| match error {
+            ClientError::Store(error) => error,
+            error => {
+                tracing::warn!(%error, "no group key could be made");
+                stale
+            }
+        })
+    }
+
+    /// Seals entries into our feed, and once more under a new author if others turn out to know more of the old one.
+    async fn append_now(&self, entries: &[NewEntry]) -> Result<Vec<Appended>, StoreError> {
         for _ in 0..MAX_RENEWALS {
             let author = self.author();
             let id = author.author();
-            match self.shared.store.append(self.id, entries.clone(), author).await {
+            match self.shared.store.append(self.id, entries.to_vec(), author).await {
                 Err(StoreError::AuthorBehind(_)) => self.renew_author(id, true).await?,
                 Err(StoreError::AuthorChanged { current, .. }) => self.adopt(current).await?,
                 Ok(appended) => {
-                    self.announce(&entries, &appended, id);
+                    self.announce(entries, &appended, id);
+                    if entries.iter().any(|entry| entry.content.class() != Class::Sealed) {
+                        self.settle_keys().await?;
+                    }
                     return Ok(appended);
                 }
                 Err(error) => return Err(error),
@@ -253,6 +280,7 @@ impl Group {
                 both.1(txn, appended.first(), state)
             });
             match write.await {
+                Err(error) if is_stale(&error) => self.rotate_for(error).await?,
                 Err(StoreError::AuthorBehind(_)) => self.renew_author(id, true).await?,
                 Err(StoreError::AuthorChanged { current, .. }) => self.adopt(current).await?,
                 done => return done,
@@ -386,6 +414,9 @@ impl Group {
                 // what it would open waits, and is tried again with the next one and at the next start
                 tracing::warn!(%error, "rotation cannot be opened");
             }
+            if ingested.stored.iter().any(|stored| stored.class != Class::Sealed) {
+                self.settle_keys().await?;
+            }
             if ingested.own_feed_foreign {
                 self.renew_author(author, true).await?;
             }
@@ -448,24 +479,66 @@ impl Group {
         let authors = secrets::authors(&self.shared).await?;
         let known = self.keys().everything();
         for (epoch, secret) in sync_core::epochs::open_rotations(&id, &known, &stored, &authors) {
-            let membership = self.membership();
-            let makes = |envelope: &Envelope<'_>| envelope.header.epoch == epoch;
-            let rotation = stored.iter().filter_map(|bytes| Envelope::parse(bytes).ok()).find(makes);
-            let may_seal = rotation.is_some_and(|rotation| self.keys().may_seal_in(&rotation, &membership));
-            self.learn(epoch, secret, may_seal).await?;
+            self.learn(epoch, secret).await?;
         }
         Ok(())
     }
 
-    /// Takes in an epoch, durably first, and hands out what waited for it.
-    async fn learn(&self, epoch: EpochId, secret: EpochSecret, may_seal: bool) -> Result<(), ClientError> {
-        let seal = if may_seal { secrets::seal_epoch } else { secrets::seal_epoch_only_read };
-        let sealed = seal(&self.shared, self.id, epoch, &secret);
-        self.shared.store.write(0, move |txn| sealed.put(txn)).await?;
-        {
-            let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-            if may_seal { keys.insert(epoch, secret)? } else { keys.insert_only_read(epoch, secret)? }
+    /// Decides which epoch is sealed in, now that membership or rotations may have changed.
+    pub(crate) async fn settle_keys(&self) -> Result<(), StoreError> {
+        let id = self.id;
+        let stored = self.shared.store.read(move |reader| reader.rotations(&id)).await?;
+        let membership = self.membership();
+        self.keys.write().unwrap_or_else(PoisonError::into_inner).settle(&membership, &stored);
+        Ok(())
+    }
+
+    /// Starts a new epoch for everyone who belongs now.
+    pub(crate) async fn rotate(&self) -> Result<EpochId, ClientError> {
+        let _one = self.rotating.lock().await;
+        self.rotate_now().await
+    }
+
+    /// Starts a new epoch unless another one may be sealed in by now.
+    async fn rotate_if_stale(&self) -> Result<(), ClientError> {
+        let _one = self.rotating.lock().await;
+        self.settle_keys().await?;
+        let stale = matches!(self.keys().current(), Err(KeysError::Stale));
+        if stale { self.rotate_now().await.map(|_| ()) } else { Ok(()) }
+    }
+
+    async fn rotate_now(&self) -> Result<EpochId, ClientError> {
+        let (membership, author) = (self.membership(), self.author());
+        let own = author.secret().id();
+        let may = membership.author(&own).is_some_and(|own| own.role.may_rotate());
+        if membership.charter().kind == GroupKind::Passphrase {
+            return Err(ClientError::PassphraseGroup);
         }
+        if !may {
+            return Err(if membership.was_admitted(&own) { ClientError::Removed } else { ClientError::MayNotRemove });
+        }
+        let recipients: Vec<AuthorKeys> = membership.authors().map(|(_, admitted)| admitted.keys.clone()).collect();
+        let (epoch, secret) = self.keys().newest().ok_or(KeysError::None)?;
+        let before = Before { epoch, secret: &secret, history: History::Open };
+        let made = with_rng(&self.shared.rng, |rng| make_rotation(&self.id, before, &recipients, rng))
+            .map_err(|error| ClientError::Rotation(error.to_string()))?;
+        // known here before anyone else hears of it
+        self.learn(made.epoch, made.secret).await?;
+        let operation = Operation::Rotate { epoch: made.epoch };
+        let announced = SignedOperation { seen: membership.seen_by(&own), operation }.encode();
+        let entries = [Content::Rotation(made.payload), Content::Membership(announced)]
+            .map(|content| self.entry(BlobId(draw(&self.shared.rng)), content));
+        self.append_now(&entries).await?;
+        self.settle_keys().await?;
+        tracing::info!(epoch = made.epoch.number, "made a new group key");
+        Ok(made.epoch)
+    }
+
+    /// Takes in an epoch, durably first, and hands out what waited for it.
+    async fn learn(&self, epoch: EpochId, secret: EpochSecret) -> Result<(), ClientError> {
+        let sealed = secrets::seal_epoch(&self.shared, self.id, epoch, &secret);
+        self.shared.store.write(0, move |txn| sealed.put(txn)).await?;
+        self.keys.write().unwrap_or_else(PoisonError::into_inner).insert(epoch, secret)?;
         let id = self.id;
         self.shared.store.write(0, move |txn| txn.epoch_readable(&id, epoch)).await?;
         Ok(())
@@ -486,7 +559,7 @@ impl Group {
         let blob_id = BlobId(draw(&self.shared.rng));
         let entry = |content| self.entry(blob_id, content);
         let predecessor = self.first_author(&membership, &before).await;
-        let succession = succession(&author, &predecessor, member, membership.tips(), entry)?;
+        let succession = succession(&author, &predecessor, member, membership.seen_by(&old), entry)?;
         let (id, sealer, keys) = (self.id, author.clone(), self.keys.clone());
         let digest_key = self.shared.digest_key;
         let renewed = self
@@ -561,6 +634,11 @@ impl Group {
         }
         addresses
     }
+}
+
+/// Whether nothing was stored because no epoch may be sealed in.
+fn is_stale(error: &StoreError) -> bool {
+    matches!(error, StoreError::Seal(error) if matches!(error.downcast_ref(), Some(KeysError::Stale)))
 }
 
 /// Renewals tried for one request: each is caused by a peer that knows more, and few peers come at once.

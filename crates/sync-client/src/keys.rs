@@ -1,11 +1,12 @@
 //! A group's keys in memory: its epochs, and the author that seals and signs with them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use rand_core::CryptoRng;
 use sync_core::Membership;
 use sync_crypto::author::SignPurpose;
+use sync_crypto::rotation::Rotation;
 use sync_crypto::seal::{Sealer, Suite, TAG_LEN};
 use sync_crypto::{
     AuthorSecret, Content as Opened, ContentError, EpochKeys, EpochSecret, OpenError, content, rotation_reaches, seal,
@@ -66,8 +67,8 @@ pub struct GroupKeys {
     first: EpochId,
     commitment: [u8; 32],
     epochs: BTreeMap<EpochKey, (EpochSecret, EpochKeys)>,
-    /// Epochs that are opened and never sealed in.
-    only_read: BTreeSet<EpochKey>,
+    /// The epoch that is sealed in, or that there is none; unset before anyone decided that.
+    sealed_in: Option<Option<EpochKey>>,
 }
 
 /// Orders epochs as sealing prefers them: number, then hash.
@@ -89,6 +90,9 @@ pub enum KeysError {
     /// No epoch is known, so nothing can be sealed.
     #[error("no group key is known")]
     None,
+    /// Every epoch that is known is known to a removed member too, or not to all members.
+    #[error("no group key is known that removed members lack; a new one has to be made")]
+    Stale,
 }
 
 /// Why an entry's content cannot be had.
@@ -123,7 +127,7 @@ impl GroupKeys {
             first: EpochId::first(charter),
             commitment: decoded.commitment,
             epochs: BTreeMap::new(),
-            only_read: BTreeSet::new(),
+            sealed_in: None,
         })
     }
 
@@ -138,34 +142,25 @@ impl GroupKeys {
         Ok(())
     }
 
-    /// Takes in an epoch that entries are opened with and never sealed in: not everyone who belongs can open it.
-    pub fn insert_only_read(&mut self, epoch: EpochId, secret: EpochSecret) -> Result<(), KeysError> {
-        self.insert(epoch, secret)?;
-        self.only_read.insert((epoch.number, epoch.hash));
-        Ok(())
-    }
-
     /// Whether entries of an epoch can be opened.
     #[must_use]
     pub fn knows(&self, epoch: EpochId) -> bool {
         self.epochs.contains_key(&(epoch.number, epoch.hash))
     }
 
-    /// The epoch entries are sealed in now.
+    /// The epoch entries are sealed in now; before anyone decided that, the highest one.
     pub fn current(&self) -> Result<(EpochId, &EpochKeys), KeysError> {
-        let mut newest_first = self.epochs.iter().rev();
-        let ((number, hash), (_, keys)) =
-            newest_first.find(|(key, _)| !self.only_read.contains(key)).ok_or(KeysError::None)?;
-        Ok((EpochId { number: *number, hash: *hash }, keys))
+        let newest = self.epochs.keys().next_back().copied().ok_or(KeysError::None)?;
+        let (number, hash) = self.sealed_in.unwrap_or(Some(newest)).ok_or(KeysError::Stale)?;
+        let (_, keys) = self.epochs.get(&(number, hash)).ok_or(KeysError::None)?;
+        Ok((EpochId { number, hash }, keys))
     }
 
-    /// Every epoch that entries may be sealed in, for a newcomer.
+    /// The epoch that a new one follows: the highest that is known, whoever else knows it.
     #[must_use]
-    pub fn for_newcomer(&self) -> Vec<(EpochId, EpochSecret)> {
-        self.everything()
-            .into_iter()
-            .filter(|(epoch, _)| !self.only_read.contains(&(epoch.number, epoch.hash)))
-            .collect()
+    pub fn newest(&self) -> Option<(EpochId, EpochSecret)> {
+        let ((number, hash), (secret, _)) = self.epochs.iter().next_back()?;
+        Some((EpochId { number: *number, hash: *hash }, secret.clone()))
     }
 
     /// Names of the epochs that are known, the oldest first.
@@ -188,16 +183,36 @@ impl GroupKeys {
         self.epochs.iter().map(|(key, (secret, _))| (epoch(key), secret.clone())).collect()
     }
 
-    /// Whether entries may be sealed in the epoch of a rotation: it follows the present one, its sender may let others in,
-    /// and everyone who belongs can open it.
-    #[must_use]
-    pub fn may_seal_in(&self, rotation: &Envelope<'_>, membership: &Membership) -> bool {
-        let Ok((current, keys)) = self.current() else { return false };
-        let Ok(decoded) = sync_crypto::rotation::Rotation::decode(rotation.payload()) else { return false };
-        let sender = membership.author(&rotation.header.sender);
-        decoded.before == current
-            && sender.is_some_and(|sender| sender.role.may_invite())
-            && membership.authors().all(|(author, _)| rotation_reaches(rotation.payload(), &keys.hint, author))
+    /// Decides which epoch is sealed in from now on: the highest that all members can open and nobody who was removed.
+    ///
+    /// An epoch whose rotation is not here was handed over by a member, whose word it is. Of the others the rotation's
+    /// maker must have seen what counts, and have left nobody out.
+    pub fn settle(&mut self, membership: &Membership, rotations: &[Vec<u8>]) {
+        let made: BTreeMap<EpochKey, Envelope<'_>> = rotations
+            .iter()
+            .filter_map(|bytes| Envelope::parse(bytes).ok())
+            .map(|envelope| ((envelope.header.epoch.number, envelope.header.epoch.hash), envelope))
+            .collect();
+        let may = |(number, hash): &EpochKey| {
+            let epoch = EpochId { number: *number, hash: *hash };
+            match made.get(&(*number, *hash)) {
+                Some(rotation) => self.is_sound(epoch, rotation, membership),
+                None if *number > 1 => true,
+                None => membership.may_seal_in(&epoch, &membership.charter().founder.verify).is_some(),
+            }
+        };
+        let best = self.epochs.keys().rev().find(|key| may(key)).copied();
+        self.sealed_in = Some(best);
+    }
+
+    /// Whether a rotation gave its epoch to everyone its maker knew to belong, and to nobody who was removed.
+    fn is_sound(&self, epoch: EpochId, rotation: &Envelope<'_>, membership: &Membership) -> bool {
+        let Some(reached) = membership.may_seal_in(&epoch, &rotation.header.sender) else { return false };
+        let Ok(decoded) = Rotation::decode(rotation.payload()) else { return false };
+        // without the epoch before nobody can tell whose slots there are
+        let Some((_, before)) = self.epochs.get(&(decoded.before.number, decoded.before.hash)) else { return true };
+        let has_slot = |author: &AuthorId| rotation_reaches(rotation.payload(), &before.hint, author);
+        reached.iter().all(has_slot) && !membership.ends().keys().any(has_slot)
     }
 
     /// Opens a sealed entry.

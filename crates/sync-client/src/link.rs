@@ -430,11 +430,16 @@ impl Driver<'_> {
                     Err(Broken::Lost(text)) => return ended(ErrorCode::Unavailable, text),
                 },
                 Some(reply) = replies.stored.recv() => self.session.handle_reply(reply),
-                Some(reply) = replies.answered.recv(), if self.out.has_room() => self.session.handle_reply(reply),
+                Some(reply) = replies.answered.recv(), if self.out.has_room() => {
+                    // what was read may be younger than a removal that this session has not heard of
+                    self.session.handle_membership(&self.group.membership());
+                    self.session.handle_reply(reply);
+                }
                 () = self.out.queued.less.notified(), if !self.out.has_room() => {}
                 changed = newest.changed() => match changed {
                     Ok(()) => {
                         let newest = *newest.borrow_and_update();
+                        self.session.handle_membership(&self.group.membership());
                         self.session.handle_newest(newest);
                     }
                     Err(_) => return ended(ErrorCode::Unavailable, "the database was closed"),

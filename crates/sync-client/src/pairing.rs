@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use sync_core::Membership;
 use sync_core::pairing::{Decision, INVITE_LIFETIME_MS, decide};
 use sync_core::session::known_as;
+use sync_core::{Invited, Membership};
 use sync_crypto::pairing::{prove_author, verify_author, verify_join};
 use sync_crypto::{AuthorSecret, Code, InviteKeys, check_keys, open_grant, seal_grant};
 use sync_link::frame::FrameStream;
@@ -19,8 +19,8 @@ use sync_store::{Content, PeerNote, StoreError};
 use sync_types::bounds::{MAX_ADDRESSES, MAX_FRAME, MAX_NAME, MAX_TOKEN};
 use sync_types::invite::LINK_PREFIX;
 use sync_types::{
-    AuthorId, AuthorKeys, BlobId, DeviceId, ErrorCode, Frame, Grant, GroupId, InviteId, InviteRecord, InviteState,
-    Operation, ReplicaId, SignedOperation, Ticket, Timestamp,
+    AuthorId, AuthorKeys, BlobId, Consent, DeviceId, ErrorCode, Frame, Grant, GroupId, InviteId, InviteRecord,
+    InviteState, Operation, ReplicaId, Role, SignedOperation, Ticket, Timestamp,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -149,6 +149,7 @@ pub(crate) async fn invite(
     group: &Arc<Group>,
     lifetime: Duration,
     relays: &[String],
+    person: Option<Role>,
 ) -> Result<Invitation, ClientError> {
     let named = parse_relays(relays)?;
     if device.endpoint().is_none() {
@@ -169,7 +170,7 @@ pub(crate) async fn invite(
     let id = keys.invite_id();
     let lifetime = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX).min(INVITE_LIFETIME_MS);
     let expires = Timestamp(now().0.saturating_add(lifetime));
-    record_invite(group, &keys, expires).await?;
+    record_invite(group, &keys, expires, person).await?;
     let outcome = serve(device, group, keys, expires, InviteState::Open, at).await;
     Ok(Invitation { id, code: text, link: ticket.to_link(), expires, outcome })
 }
@@ -217,16 +218,23 @@ pub(crate) async fn resume(device: &Arc<Inner>, group: &Arc<Group>) -> Result<()
 }
 
 /// Writes the invite's membership entry, its state and its keys in one transaction.
-async fn record_invite(group: &Arc<Group>, keys: &InviteKeys, expires: Timestamp) -> Result<(), ClientError> {
+///
+/// It is for a person of their own with a role, or for one more device of ours.
+async fn record_invite(
+    group: &Arc<Group>,
+    keys: &InviteKeys,
+    expires: Timestamp,
+    person: Option<Role>,
+) -> Result<(), ClientError> {
     let membership = group.membership();
     let author = group.author();
     let own = membership.author(&author.secret().id()).ok_or(ClientError::MayNotInvite)?;
-    if !own.role.may_invite() {
+    if !own.role.may_invite() || person.is_some_and(|role| role < own.role) {
         return Err(ClientError::MayNotInvite);
     }
     let id = keys.invite_id();
-    let operation =
-        Operation::Invite { id, verifier: keys.verifier(), role: own.role, member: Some(own.member), expires };
+    let (role, member) = person.map_or((own.role, Some(own.member)), |role| (role, None));
+    let operation = Operation::Invite { id, verifier: keys.verifier(), role, member, expires };
     let sealed = secrets::seal_invite(group.shared(), keys);
     let group_id = group.id;
     group
@@ -239,8 +247,9 @@ async fn record_invite(group: &Arc<Group>, keys: &InviteKeys, expires: Timestamp
     append_operation(group, operation).await
 }
 
-async fn append_operation(group: &Group, operation: Operation) -> Result<(), ClientError> {
-    let payload = SignedOperation { seen: group.membership().tips(), operation }.encode();
+pub(crate) async fn append_operation(group: &Group, operation: Operation) -> Result<(), ClientError> {
+    let payload =
+        SignedOperation { seen: group.membership().seen_by(&group.author().secret().id()), operation }.encode();
     let blob_id = BlobId(draw(&group.shared().rng));
     group.append(vec![group.entry(blob_id, Content::Membership(payload))]).await?;
     Ok(())
@@ -546,8 +555,15 @@ async fn make_grant(
     if !group.membership().is_admitted(&author) {
         let membership = group.membership();
         let own = membership.author(&group.author().secret().id()).ok_or(ErrorCode::Unavailable)?;
-        let (role, member) = (own.role, own.member);
-        let operation = Operation::Admit { keys: request.keys.clone(), member, role, invite: Some(request.invite) };
+        let (own_role, own_member) = (own.role, own.member);
+        // a person of their own, or one more device of ours
+        let (role, member) = match membership.invite(&request.invite) {
+            Some(Invited { role, member: None, .. }) => (*role, request.keys.verify.into()),
+            _ => (own_role, own_member),
+        };
+        let (keys, invite) = (request.keys.clone(), Some(request.invite));
+        let consent = Consent { binding: *binding, proof: request.author_proof };
+        let operation = Operation::Admit { keys, member, role, invite, consent };
         append_operation(group, operation).await.map_err(|error| unavailable(&error))?;
     }
     let membership = group.membership();
@@ -559,7 +575,7 @@ async fn make_grant(
     let token = membership.token(&author).ok_or(ErrorCode::Unavailable)?;
     let id = group.id;
     let row = group.store().read(move |reader| reader.group(&id)).await.map_err(|error| unavailable(&error))?;
-    let epochs = group.keys().for_newcomer();
+    let epochs = group.keys().everything();
     let epochs = with_rng(&group.shared().rng, |rng| seal_grant(&id, binding, &admitted.keys.kem, &epochs, rng))
         .map_err(|error| unavailable(&error))?;
     let keys = secrets::invite(group.shared(), request.invite).await.map_err(|error| unavailable(&error))?;

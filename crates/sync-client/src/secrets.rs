@@ -12,8 +12,6 @@ use crate::keys::with_rng;
 
 const AUTHOR: &str = "author";
 const EPOCH: &str = "epoch";
-/// Epochs that are opened and never sealed in.
-const EPOCH_ONLY_READ: &str = "epoch-only-read";
 const INVITE: &str = "invite";
 const JOIN: &str = "join";
 const DEVICE: &str = "device";
@@ -84,39 +82,13 @@ pub(crate) fn seal_epoch(shared: &Shared, group: GroupId, epoch: EpochId, secret
     seal(shared, EPOCH, epoch_name(group, epoch), secret.expose_bytes())
 }
 
-/// Seals the secret of an epoch that is opened and never sealed in.
-pub(crate) fn seal_epoch_only_read(
-    shared: &Shared,
-    group: GroupId,
-    epoch: EpochId,
-    secret: &EpochSecret,
-) -> SealedSecret {
-    seal(shared, EPOCH_ONLY_READ, epoch_name(group, epoch), secret.expose_bytes())
-}
-
-/// Fetches every epoch of a group that may be sealed in.
+/// Fetches every epoch of a group.
 pub(crate) async fn epochs(shared: &Shared, group: GroupId) -> Result<Vec<(EpochId, EpochSecret)>, ClientError> {
-    epochs_of(shared, group, EPOCH).await
-}
-
-/// Fetches every epoch of a group that is only opened.
-pub(crate) async fn epochs_only_read(
-    shared: &Shared,
-    group: GroupId,
-) -> Result<Vec<(EpochId, EpochSecret)>, ClientError> {
-    epochs_of(shared, group, EPOCH_ONLY_READ).await
-}
-
-async fn epochs_of(
-    shared: &Shared,
-    group: GroupId,
-    kind: &'static str,
-) -> Result<Vec<(EpochId, EpochSecret)>, ClientError> {
-    let all = shared.store.read(move |reader| reader.secrets(kind)).await?;
+    let all = shared.store.read(|reader| reader.secrets(EPOCH)).await?;
     let of_group = all.into_iter().filter(|secret| secret.id.starts_with(&group.0) && secret.id.len() == 68);
     of_group
         .map(|sync_store::SealedSecret { id, value }| {
-            let secret = open(shared, kind, &id, &value)?;
+            let secret = open(shared, EPOCH, &id, &value)?;
             let malformed = || ClientError::Secret("an epoch's name is malformed".to_owned());
             let number = u32::from_be_bytes(id[32..36].try_into().map_err(|_| malformed())?);
             let hash = id[36..].try_into().map_err(|_| malformed())?;

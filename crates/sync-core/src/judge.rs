@@ -3,13 +3,17 @@
 //! An envelope counts if its sender is admitted and its own signature verifies or a valid later envelope's chain reaches it.
 //! A contiguous run therefore costs one signature check and a hash per entry.
 //! One that is refused because nothing vouches for it yet leaves a gap, and is asked for again.
+//!
+//! Of who was removed, sealed envelopes count up to where the removal says.
+//! Its operations and rotations are taken all the same, since they are what others may name or may have sealed with;
+//! what they are worth is for [`Membership`] to say.
 
 use std::collections::HashMap;
 
 use sync_crypto::author::{SignPurpose, verify};
 use sync_types::{AuthorId, Class, Envelope, EnvelopeHash, FormatError, GroupId, GroupKind, Number};
 
-use crate::membership::{Membership, MembershipError};
+use crate::membership::{Belonging, Membership, MembershipError};
 
 /// What is stored at a number of a feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +63,14 @@ pub enum Refusal {
     /// The founder of a passphrase group is everyone who knows the passphrase: its feed stays empty.
     #[error("envelope in the founder's feed of a passphrase group")]
     FoundersFeed,
+    /// Its sender was removed, and what it sealed counts no further than the removal says.
+    #[error("author {author:?} was removed, and its envelope {number} does not count")]
+    Removed {
+        /// The author.
+        author: AuthorId,
+        /// The envelope's number.
+        number: Number,
+    },
     /// A membership envelope that is none.
     #[error(transparent)]
     Membership(#[from] MembershipError),
@@ -138,11 +150,22 @@ struct Batch<'a, 'h, H> {
     highest: HashMap<AuthorId, Option<Number>>,
 }
 
+/// Who a batch comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// From who belongs to the group, or from this device.
+    Member,
+    /// From who has yet to show that it belongs: nothing is taken of what does not count, so that a removed member
+    /// leaves nothing.
+    Unproven,
+}
+
 /// Judges a batch against what is stored, and lets `membership` take in the operations among it.
 pub fn judge<'a, H: Held>(
     group: &GroupId,
     membership: &mut Membership,
     held: &mut H,
+    origin: Origin,
     batch: &'a [Vec<u8>],
 ) -> Result<Judged<'a>, H::Error> {
     let mut judged = Judged::default();
@@ -162,7 +185,7 @@ pub fn judge<'a, H: Held>(
         }
     }
     let mut verdicts = vec![None; work.candidates.len()];
-    work.judge_membership(membership, &mut verdicts)?;
+    work.judge_membership(membership, origin, &mut verdicts)?;
     for (at, verdict) in verdicts.iter_mut().enumerate() {
         if verdict.is_none() {
             *verdict = Some(work.judge_content(at, membership)?);
@@ -212,6 +235,7 @@ impl<'a, H: Held> Batch<'a, '_, H> {
     fn judge_membership(
         &mut self,
         membership: &mut Membership,
+        origin: Origin,
         verdicts: &mut [Option<Verdict>],
     ) -> Result<(), H::Error> {
         loop {
@@ -223,6 +247,12 @@ impl<'a, H: Held> Batch<'a, '_, H> {
                 *verdict = Some(match membership.examine(&self.candidates[at].envelope) {
                     Err(MembershipError::NotAdmitted(author)) => Err(Refusal::NotAdmitted(author)),
                     Err(error) => Err(error.into()),
+                    Ok(signed)
+                        if origin == Origin::Unproven
+                            && !membership.would_count(&self.candidates[at].envelope, &signed) =>
+                    {
+                        Err(self.removed(at))
+                    }
                     Ok(_) if !self.valid(at)? => Err(self.unsigned(at)),
                     Ok(_) => {
                         progress = true;
@@ -237,11 +267,24 @@ impl<'a, H: Held> Batch<'a, '_, H> {
     }
 
     fn judge_content(&mut self, at: usize, membership: &Membership) -> Result<Verdict, H::Error> {
-        let sender = self.candidates[at].envelope.header.sender;
-        if !membership.is_admitted(&sender) {
-            return Ok(Err(Refusal::NotAdmitted(sender)));
+        let Candidate { envelope, hash, .. } = &self.candidates[at];
+        let (sender, number) = (envelope.header.sender, envelope.header.number);
+        match membership.belonging(&sender) {
+            Belonging::Never => return Ok(Err(Refusal::NotAdmitted(sender))),
+            Belonging::Until(end)
+                if envelope.header.class == Class::Sealed
+                    && (number > end.number || (number == end.number && *hash != end.hash)) =>
+            {
+                return Ok(Err(self.removed(at)));
+            }
+            Belonging::Until(_) | Belonging::Belongs => {}
         }
         Ok(if self.valid(at)? { Ok(()) } else { Err(self.unsigned(at)) })
+    }
+
+    fn removed(&self, at: usize) -> Refusal {
+        let header = &self.candidates[at].envelope.header;
+        Refusal::Removed { author: header.sender, number: header.number }
     }
 
     fn unsigned(&self, at: usize) -> Refusal {
@@ -424,7 +467,8 @@ mod tests {
         let mut log = Log::default();
         let mut lowest: Option<Number> = None;
         for batch in batches {
-            let judged = judge(&GroupId::of(&charter()), &mut membership, &mut log, batch).expect("infallible");
+            let judged =
+                judge(&GroupId::of(&charter()), &mut membership, &mut log, Origin::Member, batch).expect("infallible");
             assert_eq!(judged.accepted.len(), batch.len(), "{judged:?}");
             for Accepted { envelope, hash, fork } in judged.accepted {
                 let held = HeldEnvelope { hash, previous: Some(envelope.header.previous) };
@@ -468,14 +512,16 @@ mod tests {
         // 1 to 3 are gone, and of them only the last one's hash is known
         let known = HeldEnvelope { hash: hash(&entries[2]), previous: None };
         let mut log = Log([(Number(3), vec![known])].into_iter().collect(), Some(Number(3)));
-        let judged = judge(&GroupId::of(&charter()), &mut membership, &mut log, &entries).expect("infallible");
+        let judged =
+            judge(&GroupId::of(&charter()), &mut membership, &mut log, Origin::Member, &entries).expect("infallible");
         let accepted: Vec<_> = judged.accepted.iter().map(|accepted| accepted.envelope.header.number.0).collect();
         assert_eq!((accepted, judged.duplicates), (vec![4, 5], 3));
         assert!(judged.accepted.iter().all(|accepted| accepted.fork.is_none()));
         let other = [entry(3, hash(&entries[1]), 2), entry(4, EnvelopeHash([9; 32]), 2)];
         for (entry, fork) in other.iter().zip([3, 3]) {
             let batch = [entry.clone()];
-            let judged = judge(&GroupId::of(&charter()), &mut membership, &mut log, &batch).expect("infallible");
+            let judged =
+                judge(&GroupId::of(&charter()), &mut membership, &mut log, Origin::Member, &batch).expect("infallible");
             assert_eq!(judged.accepted.first().and_then(|accepted| accepted.fork), Some(Number(fork)));
         }
     }

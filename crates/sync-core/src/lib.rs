@@ -13,6 +13,6 @@ pub mod serve;
 pub mod session;
 
 pub use feed::{DroppedRange, FeedState, RangeSet, fork_digest, wants};
-pub use judge::{Accepted, Held, HeldEnvelope, Judged, Refusal, Storable, judge};
+pub use judge::{Accepted, Held, HeldEnvelope, Judged, Origin, Refusal, Storable, judge};
 pub use membership::{Admitted, Belonging, Invited, Membership, MembershipError, PendingRemoval};
 pub use serve::{Own, Selection, knows_more_than_author};

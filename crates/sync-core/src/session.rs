@@ -593,6 +593,17 @@ impl Session {
         self.pump();
     }
 
+    /// Takes in who belongs now: a peer that was removed is let go before it gets anything else.
+    ///
+    /// To be called whenever that may have changed, and before what was read meanwhile is handed in.
+    pub fn handle_membership(&mut self, membership: &Membership) {
+        let proven =
+            matches!(self.phase, Phase::Membership | Phase::Live) && !matches!(self.config.ends, Ends::ToBlind(_));
+        if proven && self.peer.is_some_and(|peer| !membership.is_admitted(&peer.author)) {
+            self.refuse_outsider(membership);
+        }
+    }
+
     /// Takes in that something lacks here which nobody lacked when this session began.
     pub fn handle_wants(&mut self, wants: Vec<Want>) {
         if self.phase == Phase::Live {
@@ -645,7 +656,7 @@ impl Session {
         let Some((_, what)) = self.storing.remove(at) else { return };
         let Some(peer) = &mut self.peer else { return };
         if !matches!(self.config.ends, Ends::ToBlind(_)) {
-            let Some(admitted) = membership.author(&peer.author) else { return self.refuse_stranger() };
+            let Some(admitted) = membership.author(&peer.author) else { return self.refuse_outsider(membership) };
             peer.member = Some(admitted.member);
         }
         match what {
@@ -914,6 +925,12 @@ impl Session {
         self.refuse(ErrorCode::Refused, REFUSED_TEXT);
     }
 
+    /// Who was removed hears it; it has proved that it is who was.
+    fn refuse_outsider(&mut self, membership: &Membership) {
+        let was = self.peer.is_some_and(|peer| membership.was_admitted(&peer.author));
+        if was { self.refuse(ErrorCode::Removed, REMOVED_TEXT) } else { self.refuse_stranger() }
+    }
+
     fn refuse(&mut self, code: ErrorCode, text: &str) {
         self.effects.push_back(Effect::Send(Frame::error(code, text)));
         self.close(Close { code, text: text.to_owned(), by_peer: false });
@@ -927,6 +944,9 @@ impl Session {
 
 /// What a stranger and an asker after an unknown group are told.
 pub const REFUSED_TEXT: &str = "not a member of this group here";
+
+/// What a removed member is told.
+pub const REMOVED_TEXT: &str = "removed from this group";
 
 fn bounded(limit: u32) -> usize {
     usize::try_from(limit).unwrap_or(MAX_FRAME_ENVELOPES).clamp(1, MAX_FRAME_ENVELOPES)

@@ -29,6 +29,7 @@ CREATE TABLE feeds (
   own INTEGER NOT NULL,              -- 1: the author is or was ours
   head BLOB NOT NULL,                -- hash of the highest envelope held
   fork INTEGER,                      -- lowest number with two known hashes
+  ends INTEGER,                      -- its author was removed: the last number that counts
   UNIQUE (gid, author)
 ) STRICT;
 
@@ -77,7 +78,7 @@ CREATE TABLE peers (
 CREATE TABLE entries (
   id INTEGER PRIMARY KEY,            -- gid << 40 | cursor
   chk BLOB NOT NULL,
-  state INTEGER NOT NULL,            -- 0 readable, 1 waits for its epoch, 2 moved
+  state INTEGER NOT NULL,            -- 0 readable, 1 waits for its epoch, 2 moved, 3 does not count: behind a removal
   feed INTEGER REFERENCES feeds,
   number INTEGER,
   class INTEGER,

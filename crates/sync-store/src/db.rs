@@ -7,6 +7,7 @@
 mod append;
 mod cache;
 mod convert;
+mod ends;
 mod expire;
 mod folders;
 mod ingest;

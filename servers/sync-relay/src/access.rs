@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use sync_core::session::{Side, hello_statement};
-use sync_core::{Held, HeldEnvelope, Membership, judge};
+use sync_core::{Held, HeldEnvelope, Membership, Origin, judge};
 use sync_crypto::author::{SignPurpose, verify};
 use sync_types::{AuthorId, Class, Envelope, Frame, GroupId, Number, ReplicaId};
 
@@ -57,7 +57,7 @@ pub(crate) fn examine(charter: Frame, hello: Frame, binding: &[u8; 32]) -> Optio
         .filter(|bytes| Envelope::parse(bytes).is_ok_and(|envelope| envelope.header.class == Class::Membership))
         .cloned()
         .collect();
-    let Ok(_) = judge(&group, &mut membership, &mut Nothing, &operations);
+    let Ok(_) = judge(&group, &mut membership, &mut Nothing, Origin::Unproven, &operations);
     let hello = Frame::Hello { group, author, replica, token, proof };
     membership.is_admitted(&author).then_some(Shown { group, author, charter, registration, pass, hello })
 }

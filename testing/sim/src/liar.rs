@@ -6,13 +6,15 @@ use std::sync::{Arc, Mutex, RwLock};
 use rand_chacha::ChaCha20Rng;
 use sync_client::keys::{Author, GroupKeys};
 use sync_core::session::{Side, hello_statement};
+use sync_crypto::pairing::consent;
 use sync_crypto::rotation::{Before, History, make_rotation};
 use sync_crypto::{AuthorSecret, EpochSecret, SignPurpose};
 use sync_store::{Content, SealEntries};
 use sync_types::bounds::MAX_WANTS;
 use sync_types::{
-    AuthorId, AuthorKeys, BlobId, Carried, Check, Class, Cursor, Draft, Envelope, EnvelopeHash, EpochId, FeedHave,
-    Frame, GroupId, MemberId, Number, Operation, Range, ReplicaId, Role, Scope, SignedOperation, Timestamp, Want,
+    AuthorId, AuthorKeys, BlobId, Carried, Check, Class, Consent, Cursor, Draft, Envelope, EnvelopeHash, EpochId,
+    FeedHave, Frame, GroupId, InviteId, MemberId, Number, Operation, Range, ReplicaId, Role, Scope, SignedOperation,
+    Timestamp, Want,
 };
 
 use crate::action::Lie;
@@ -119,8 +121,9 @@ impl Liar {
         self.author.author()
     }
 
-    pub(crate) fn public(&self) -> AuthorKeys {
-        self.author.secret().keys()
+    pub(crate) fn public(&self) -> (AuthorKeys, Consent) {
+        let secret = self.author.secret();
+        (secret.keys(), consent(secret, [0; 32], None))
     }
 
     /// Someone let it in.
@@ -207,7 +210,9 @@ impl Liar {
     /// An author that admits itself.
     fn self_admission(&mut self, secret: &AuthorSecret) -> Vec<u8> {
         let keys = secret.keys();
-        let operation = Operation::Admit { member: MemberId::from(keys.verify), keys, role: Role::Admin, invite: None };
+        let consent = consent(secret, [0; 32], None);
+        let member = MemberId::from(keys.verify);
+        let operation = Operation::Admit { member, keys, role: Role::Admin, invite: None, consent };
         let content = Content::Membership(SignedOperation { seen: Vec::new(), operation }.encode());
         let entry = entry(BlobId(bytes(&mut self.rng)), Timestamp(1), content);
         let sealing = Arc::new(Mutex::new(derive(1, "self admission")));
@@ -434,11 +439,12 @@ impl Liar {
             }
             Lie::Readmit => {
                 let mut entries = Vec::new();
-                let stranger = AuthorSecret::make(&mut self.rng).keys();
+                let stranger = AuthorSecret::make(&mut self.rng);
+                let stranger = (stranger.keys(), None, consent(&stranger, [0; 32], None));
                 let known = self.admissions();
-                for keys in known.into_iter().chain([stranger]) {
+                for (keys, invite, consent) in known.into_iter().chain([stranger]) {
                     let member = MemberId::from(keys.verify);
-                    let operation = Operation::Admit { keys, member, role: Role::Member, invite: None };
+                    let operation = Operation::Admit { keys, member, role: Role::Member, invite, consent };
                     let payload = SignedOperation { seen: vec![EnvelopeHash([8; 32])], operation }.encode();
                     entries.push(self.append(Content::Membership(payload)));
                 }
@@ -457,13 +463,13 @@ impl Liar {
         frames.iter().map(Frame::encode).collect()
     }
 
-    /// The keys of authors that were admitted in what it was sent.
-    fn admissions(&self) -> Vec<AuthorKeys> {
+    /// The keys of authors that were admitted in what it was sent, and their own word on that.
+    fn admissions(&self) -> Vec<(AuthorKeys, Option<InviteId>, Consent)> {
         let operations = self.loot.values().filter_map(|bytes| {
             let envelope = Envelope::parse(bytes).ok()?;
             let signed = SignedOperation::decode(envelope.payload()).ok()?;
             match signed.operation {
-                Operation::Admit { keys, .. } => Some(keys),
+                Operation::Admit { keys, invite, consent, .. } => Some((keys, invite, consent)),
                 _ => None,
             }
         });
@@ -524,7 +530,7 @@ impl Liar {
 
     /// Rotations: one for few, and one whose chain says what an epoch of others is.
     fn rotations(&mut self) -> Vec<Vec<u8>> {
-        let few: Vec<AuthorKeys> = self.admissions().into_iter().take(2).collect();
+        let few: Vec<AuthorKeys> = self.admissions().into_iter().take(2).map(|(keys, ..)| keys).collect();
         let known = self.keys.read().map(|keys| keys.everything()).unwrap_or_default();
         let Some((current, secret)) = known.into_iter().next_back() else { return Vec::new() };
         let foreign = self.loot.values().find_map(|bytes| {

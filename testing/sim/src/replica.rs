@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use rand_chacha::ChaCha20Rng;
 use sync_client::exec::{self, Arrival, Pull};
-use sync_client::keys::{Author, GroupKeys, SharedRng, succession};
+use sync_client::keys::{Author, GroupKeys, KeysError, SharedRng, succession};
 use sync_client::{reissued, reopen};
 use sync_core::epochs::open_rotations;
 use sync_core::session::{Effect, Reply};
@@ -20,8 +20,8 @@ use sync_store::{
     Appended, Content, Db, DbOptions, Limits, NewEntry, Renewal, SealEntries, SealError, StoreError, Txn,
 };
 use sync_types::{
-    AuthorId, AuthorKeys, BlobId, Class, Cursor, Envelope, EnvelopeHash, EpochId, GroupId, MemberId, Number, ReplicaId,
-    Scope, SignedOperation, Timestamp,
+    AuthorId, AuthorKeys, BlobId, Class, Cursor, Envelope, EnvelopeHash, EpochId, GroupId, MemberId, Number, Operation,
+    ReplicaId, Role, Scope, SignedOperation, Timestamp,
 };
 
 use crate::folder::Folder;
@@ -34,7 +34,6 @@ const DIGEST_KEY: [u8; 32] = [7; 32];
 /// Kinds of secrets, as the client names them; nothing here is worth sealing.
 const AUTHOR: &str = "author";
 const EPOCH: &str = "epoch";
-const EPOCH_ONLY_READ: &str = "epoch only read";
 /// Renewals tried for one request, as in the client.
 const MAX_RENEWALS: usize = 3;
 /// No limit worth the name.
@@ -198,9 +197,8 @@ fn put_epoch(txn: &mut Txn<'_>, kind: &str, epoch: EpochId, secret: &EpochSecret
     txn.put_secret(kind, &epoch_name(epoch), secret.expose_bytes())
 }
 
-fn insert(keys: &mut GroupKeys, epoch: EpochId, secret: EpochSecret, may_seal: bool) -> Result<(), StoreError> {
-    let inserted = if may_seal { keys.insert(epoch, secret) } else { keys.insert_only_read(epoch, secret) };
-    inserted.map_err(|error| damaged(&error.to_string()))
+fn insert(keys: &mut GroupKeys, epoch: EpochId, secret: EpochSecret) -> Result<(), StoreError> {
+    keys.insert(epoch, secret).map_err(|error| damaged(&error.to_string()))
 }
 
 impl Replica {
@@ -297,13 +295,10 @@ impl Replica {
         let mut db = self.open_db()?;
         let Some(row) = db.read(|reader| reader.groups())?.into_iter().next() else { return Ok(()) };
         let mut keys = GroupKeys::new(&row.charter).map_err(|error| damaged(&error.to_string()))?;
-        for kind in [EPOCH, EPOCH_ONLY_READ] {
-            for secret in db.read(|reader| reader.secrets(kind))? {
-                let epoch = epoch_of(&secret.id).ok_or_else(|| damaged("an epoch's name"))?;
-                let secret: [u8; 32] = secret.value.try_into().map_err(|_| damaged("an epoch's secret"))?;
-                let secret = EpochSecret::from_bytes(secret);
-                insert(&mut keys, epoch, secret, kind == EPOCH)?;
-            }
+        for secret in db.read(|reader| reader.secrets(EPOCH))? {
+            let epoch = epoch_of(&secret.id).ok_or_else(|| damaged("an epoch's name"))?;
+            let secret: [u8; 32] = secret.value.try_into().map_err(|_| damaged("an epoch's secret"))?;
+            insert(&mut keys, epoch, EpochSecret::from_bytes(secret))?;
         }
         // a crash may have come between an epoch and what waited for it
         db.write(|txn| {
@@ -329,6 +324,7 @@ impl Replica {
             believed: BTreeSet::new(),
         };
         running.open_rotations()?;
+        running.settle_keys()?;
         if running.copied || row.behind {
             running.renew(row.behind)?;
         }
@@ -411,16 +407,40 @@ impl Running {
         batch.entries.into_iter().map(entry).collect()
     }
 
-    /// Seals entries into the own feed, under a new author where others know more of the old one.
+    /// Seals entries into the own feed, in an epoch that may be sealed in: one is made where there is none.
     pub(crate) fn append(&mut self, entries: &[NewEntry]) -> Result<Vec<Appended>, StoreError> {
+        match self.append_now(entries) {
+            Err(error) if is_stale(&error) => {
+                self.rotate(Timestamp(0))?;
+                self.append_now(entries)
+            }
+            done => done,
+        }
+    }
+
+    /// Seals entries into the own feed, under a new author where others know more of the old one.
+    fn append_now(&mut self, entries: &[NewEntry]) -> Result<Vec<Appended>, StoreError> {
         for _ in 0..MAX_RENEWALS {
             let sealer = self.author.clone();
             match self.db.write(|txn| txn.append(&self.group, entries, &*sealer)) {
                 Err(StoreError::AuthorBehind(_)) => self.renew(true)?,
-                done => return done,
+                done => {
+                    if done.is_ok() && entries.iter().any(|entry| entry.content.class() != Class::Sealed) {
+                        self.settle_keys()?;
+                    }
+                    return done;
+                }
             }
         }
         Err(StoreError::AuthorBehind(self.author()))
+    }
+
+    /// Decides which epoch is sealed in, now that membership or rotations may have changed.
+    fn settle_keys(&mut self) -> Result<(), StoreError> {
+        let stored = self.db.read(|reader| reader.rotations(&self.group))?;
+        let membership = self.membership()?;
+        self.keys.write().unwrap_or_else(PoisonError::into_inner).settle(&membership, &stored);
+        Ok(())
     }
 
     /// Appends an entry that follows from what the database says, and does more in the same commit.
@@ -441,6 +461,7 @@ impl Running {
                 Ok((first.map(|first| first.hash), work(txn, first, state)?))
             });
             match done {
+                Err(error) if is_stale(&error) => self.rotate(now)?,
                 Err(StoreError::AuthorBehind(_)) => self.renew(true)?,
                 done => return done,
             }
@@ -458,7 +479,7 @@ impl Running {
         let author = Author::new(secret.clone(), self.keys.clone(), self.rng.clone());
         let first = |content| entry(blob_id, Timestamp(0), content);
         let predecessor = self.first_author(&membership);
-        let succession = succession(&author, &predecessor, member, membership.tips(), first)?;
+        let succession = succession(&author, &predecessor, member, membership.seen_by(&old.author()), first)?;
         remember(&self.seals, &succession);
         let author = Arc::new(Recorder { author, seals: self.seals.clone() });
         let (group, keys) = (self.group, self.keys.clone());
@@ -492,15 +513,15 @@ impl Running {
     }
 
     /// Takes in an epoch, durably first, and hands out what waited for it.
-    pub(crate) fn learn(&mut self, epoch: EpochId, secret: &EpochSecret, may_seal: bool) -> Result<(), StoreError> {
+    pub(crate) fn learn(&mut self, epoch: EpochId, secret: &EpochSecret) -> Result<(), StoreError> {
         if self.with_keys(|keys| keys.knows(epoch)) {
             return Ok(());
         }
-        let (group, kind) = (self.group, if may_seal { EPOCH } else { EPOCH_ONLY_READ });
-        self.db.write(|txn| put_epoch(txn, kind, epoch, secret))?;
+        let group = self.group;
+        self.db.write(|txn| put_epoch(txn, EPOCH, epoch, secret))?;
         {
             let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-            insert(&mut keys, epoch, secret.clone(), may_seal)?;
+            insert(&mut keys, epoch, secret.clone())?;
         }
         self.db.write(|txn| txn.epoch_readable(&group, epoch)).map(|_| ())
     }
@@ -515,36 +536,35 @@ impl Running {
         }
         let known = self.with_keys(GroupKeys::everything);
         for (epoch, secret) in open_rotations(&self.group, &known, &stored, &secrets) {
-            let membership = self.membership()?;
-            let makes = |envelope: &Envelope<'_>| envelope.header.epoch == epoch;
-            let rotation = stored.iter().filter_map(|bytes| Envelope::parse(bytes).ok()).find(makes);
-            let may_seal =
-                rotation.is_some_and(|rotation| self.with_keys(|keys| keys.may_seal_in(&rotation, &membership)));
-            self.learn(epoch, &secret, may_seal)?;
+            self.learn(epoch, &secret)?;
         }
         Ok(())
     }
 
     /// Starts a new epoch for every author.
     pub(crate) fn rotate(&mut self, now: Timestamp) -> Result<(), StoreError> {
-        let recipients: Vec<AuthorKeys> =
-            self.membership()?.authors().map(|(_, admitted)| admitted.keys.clone()).collect();
-        let (current, secret) = self.with_keys(|keys| {
-            let current = keys.current().map(|(epoch, _)| epoch).ok();
-            let known = keys.everything();
-            (current, known.into_iter().find(|(epoch, _)| Some(*epoch) == current))
-        });
-        let (Some(current), Some((_, secret))) = (current, secret) else { return Err(damaged("no epoch is known")) };
+        let membership = self.membership()?;
+        let own = membership.author(&self.author()).map(|own| own.role);
+        if !own.is_some_and(Role::may_rotate) {
+            return Ok(());
+        }
+        let recipients: Vec<AuthorKeys> = membership.authors().map(|(_, admitted)| admitted.keys.clone()).collect();
+        let Some((current, secret)) = self.with_keys(GroupKeys::newest) else {
+            return Err(damaged("no epoch is known"));
+        };
         let before = Before { epoch: current, secret: &secret, history: History::Open };
         let Ok(made) = make_rotation(&self.group, before, &recipients, &mut Draws(&self.rng)) else { return Ok(()) };
-        let entry = entry(BlobId(random(&self.rng)), now, Content::Rotation(made.payload));
-        self.append(&[entry])?;
-        self.learn(made.epoch, &made.secret, true)
+        self.learn(made.epoch, &made.secret)?;
+        let operation = Operation::Rotate { epoch: made.epoch };
+        let announced = SignedOperation { seen: membership.seen_by(&self.author()), operation }.encode();
+        let entries = [Content::Rotation(made.payload), Content::Membership(announced)]
+            .map(|content| entry(BlobId(random(&self.rng)), now, content));
+        self.append_now(&entries).map(|_| ())
     }
 
     /// Appends a membership operation.
     pub(crate) fn operate(&mut self, operation: sync_types::Operation, now: Timestamp) -> Result<(), StoreError> {
-        let seen = self.membership()?.tips();
+        let seen = self.membership()?.seen_by(&self.author());
         let payload = SignedOperation { seen, operation }.encode();
         let entry = entry(BlobId(random(&self.rng)), now, Content::Membership(payload));
         self.append(&[entry]).map(|_| ())
@@ -566,6 +586,9 @@ impl Running {
             if ingested.stored.iter().any(|stored| stored.class == Class::Rotation) && self.open_rotations().is_err() {
                 // what it would open waits, and is tried again with the next one and at the next start
                 executed.failed_to_open = true;
+            }
+            if ingested.stored.iter().any(|stored| stored.class != Class::Sealed) {
+                self.settle_keys()?;
             }
             if ingested.own_feed_foreign && self.author() == author {
                 self.renew(true)?;
@@ -624,6 +647,11 @@ impl Running {
         executed.replies.extend(reply);
         Ok(executed)
     }
+}
+
+/// Whether nothing was stored because no epoch may be sealed in.
+fn is_stale(error: &StoreError) -> bool {
+    matches!(error, StoreError::Seal(error) if matches!(error.downcast_ref(), Some(KeysError::Stale)))
 }
 
 /// An envelope that was refused.

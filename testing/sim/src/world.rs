@@ -7,11 +7,12 @@ use sync_client::exec::Arrival;
 use sync_client::keys::GroupKeys;
 use sync_core::Membership;
 use sync_core::session::{Config, Effect, Ends, Reply, Report, Session, Side, hello_statement, kept_check, known_as};
+use sync_crypto::pairing::consent;
 use sync_crypto::{EpochSecret, SignPurpose};
 use sync_store::{Content, NewEntry, StoreError};
 use sync_types::{
-    AuthorId, BlobId, Charter, Chunker, Class, Cursor, Envelope, EnvelopeHash, EpochId, ErrorCode, FeedHave, Frame,
-    GroupId, GroupKind, InviteId, MemberId, Number, Operation, Quorum, ReplicaId, Role, Timestamp,
+    AuthorId, BlobId, Charter, Chunker, Class, Consent, Cursor, Envelope, EnvelopeHash, EpochId, ErrorCode, FeedHave,
+    Frame, GroupId, GroupKind, InviteId, MemberId, Number, Operation, Quorum, ReplicaId, Role, Timestamp,
 };
 
 use crate::action::Liar as LiarRole;
@@ -443,7 +444,8 @@ impl World {
 
     /// After anything that may have changed a log: sessions learn of it.
     fn changed(&mut self, place: usize) -> Checked<()> {
-        let Some(newest) = self.read(place, |running| running.newest())? else { return Ok(()) };
+        let both = self.read(place, |running| Ok((running.newest()?, running.membership()?)))?;
+        let Some((newest, membership)) = both else { return Ok(()) };
         self.folder_news(place);
         for link in self.links_of(place) {
             for end in 0..2 {
@@ -451,6 +453,7 @@ impl World {
                 if let Some(End { party: Party::Replica { place: who, session }, .. }) = at
                     && *who == place
                 {
+                    session.handle_membership(&membership);
                     session.handle_newest(newest);
                     self.carry_out(link, end)?;
                 }
@@ -1119,8 +1122,9 @@ impl World {
         if by >= places || newcomer >= places || self.replicas[newcomer].exists {
             return Ok(());
         }
-        let keys = self.replicas[newcomer].newcomer.keys();
-        let Some(Welcome { token, epochs }) = self.admit(by, keys.clone(), admin)? else { return Ok(()) };
+        let secret = &self.replicas[newcomer].newcomer;
+        let (keys, consent) = (secret.keys(), consent(secret, [0; 32], None));
+        let Some(Welcome { token, epochs }) = self.admit(by, (keys.clone(), consent), admin)? else { return Ok(()) };
         self.ledger.authors.insert(keys.verify);
         let settled = self.replicas[newcomer].settle(&self.charter, &token, &epochs);
         if self.attempt(newcomer, settled)?.is_none() {
@@ -1134,7 +1138,12 @@ impl World {
     }
 
     /// Lets someone in.
-    fn admit(&mut self, by: usize, keys: sync_types::AuthorKeys, admin: bool) -> Checked<Option<Welcome>> {
+    fn admit(
+        &mut self,
+        by: usize,
+        (keys, consent): (sync_types::AuthorKeys, Consent),
+        admin: bool,
+    ) -> Checked<Option<Welcome>> {
         let now = self.timestamp(by);
         let author = keys.verify;
         let done = self.operate(by, |running| {
@@ -1143,10 +1152,10 @@ impl World {
             if !membership.is_admitted(&author) && role.may_invite() {
                 let role = if admin { role } else { Role::Member.max(role) };
                 let member = MemberId::from(author);
-                running.operate(Operation::Admit { keys, member, role, invite: None }, now)?;
+                running.operate(Operation::Admit { keys, member, role, invite: None, consent }, now)?;
             }
             let token = running.membership()?.token(&author);
-            Ok(token.map(|token| Welcome { token, epochs: running.with_keys(GroupKeys::for_newcomer) }))
+            Ok(token.map(|token| Welcome { token, epochs: running.with_keys(GroupKeys::everything) }))
         })?;
         self.recount(by)?;
         self.changed(by)?;
@@ -1189,7 +1198,7 @@ impl World {
         let Some(epochs) = self.running(from).map(|running| running.with_keys(GroupKeys::everything)) else {
             return Ok(());
         };
-        self.operate(to, |running| epochs.iter().try_for_each(|(epoch, secret)| running.learn(*epoch, secret, false)))?;
+        self.operate(to, |running| epochs.iter().try_for_each(|(epoch, secret)| running.learn(*epoch, secret)))?;
         self.changed(to)
     }
 

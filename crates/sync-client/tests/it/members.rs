@@ -3,6 +3,7 @@
 use sync_client::{AuthorId, Device};
 use sync_crypto::AuthorSecret;
 use sync_crypto::padded_len;
+use sync_crypto::pairing::consent;
 use sync_crypto::seal::{Sealer, TAG_LEN};
 use sync_types::bounds::MAX_ENVELOPE;
 use sync_types::{
@@ -510,7 +511,8 @@ async fn m8_who_names_another_members_replica_takes_nothing_from_it() {
 /// An admission of somebody else as a new person, and that person.
 fn other_person(member: &Member, role: Role) -> (Vec<u8>, Member) {
     let author = AuthorSecret::make(&mut rng());
-    let operation = Operation::Admit { keys: author.keys(), member: author.id().into(), role, invite: None };
+    let consent = consent(&author, [0; 32], None);
+    let operation = Operation::Admit { keys: author.keys(), member: author.id().into(), role, invite: None, consent };
     let admission = member.operation(1, EnvelopeHash::NONE, operation);
     let token = [&member.token[..], std::slice::from_ref(&admission)].concat();
     (admission, Member { author, token, replica: ReplicaId(random()), ..member.clone() })
@@ -557,8 +559,10 @@ async fn g9_g15_nobody_gets_in_past_those_who_may_admit() {
     let (alice, mallory) = (&stage.friends.alice, &stage.mallory);
     let make = || AuthorSecret::make(&mut rng());
     let member_of = |author: &AuthorSecret| MemberId::from(author.id());
-    let admit =
-        |author: &AuthorSecret, member, role| Operation::Admit { keys: author.keys(), member, role, invite: None };
+    let admit = |author: &AuthorSecret, member, role| {
+        let consent = consent(author, [0; 32], None);
+        Operation::Admit { keys: author.keys(), member, role, invite: None, consent }
+    };
     let guest =
         |author: &AuthorSecret, token: Vec<Vec<u8>>| Member { author: author.clone(), token, ..mallory.clone() };
 

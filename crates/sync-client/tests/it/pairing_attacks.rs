@@ -9,7 +9,8 @@ use sync_crypto::{AuthorSecret, Code, InviteKeys, seal_grant};
 use sync_link::iroh_link::Connection;
 use sync_types::bounds::MAX_FRAME;
 use sync_types::{
-    AuthorKeys, DeviceId, Envelope, EnvelopeHash, ErrorCode, Frame, Grant, InviteId, Operation, ReplicaId, Role, Ticket,
+    AuthorKeys, Consent, DeviceId, Envelope, EnvelopeHash, ErrorCode, Frame, Grant, InviteId, Operation, ReplicaId,
+    Role, Ticket,
 };
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -264,13 +265,15 @@ async fn a_grant_that_admits_the_joiner_under_keys_that_are_not_its_own_is_refus
             async move { victim.join(&link, |_| {}).await }
         });
         let (mut talk, join) = caught(&raw).await;
-        let Frame::Join { keys: asked, .. } = join else { panic!("no JOIN") };
+        let Frame::Join { keys: asked, invite, author_proof, .. } = join else { panic!("no JOIN") };
         let kem = if replaced { AuthorSecret::make(&mut rng()).keys().kem } else { asked.kem.clone() };
         let keys = AuthorKeys { kem, ..asked.clone() };
-        let admission = Operation::Admit { keys, member: member.member(), role: Role::Admin, invite: None };
+        let consent = Consent { binding: talk.binding, proof: author_proof };
+        let (member_id, role, invite) = (member.member(), Role::Admin, Some(invite));
+        let admission = Operation::Admit { keys, member: member_id, role, invite, consent };
         let mut token = own.token.clone();
         token.push(member.operation(1, EnvelopeHash::NONE, admission));
-        let epochs = member.keys.for_newcomer();
+        let epochs = member.keys.everything();
         let epochs = seal_grant(&member.group, &talk.binding, &asked.kem, &epochs, &mut rng()).expect("seals");
         let mut grant = Grant { token, epochs, ..own.clone() };
         grant.proof = code_keys.prove_inviter(&talk.binding, &grant.proven_hash());

@@ -6,6 +6,7 @@ use sync_types::{AuthorId, Class, Cursor, Envelope, EnvelopeHash, GroupId, Numbe
 use super::Txn;
 use super::cache::{Group, Inserter, NewRow, Origin};
 use super::convert::{MAX_NUMBER, cursor_of, unsigned};
+use super::ends::settle_ends;
 use crate::append::{NewEntry, SealEntries};
 use crate::error::StoreError;
 
@@ -40,7 +41,8 @@ impl Txn<'_> {
             return Err(StoreError::AuthorChanged { current, got });
         }
         let conn = change.conn;
-        let mut inserter = Inserter::new(conn, change.rng, change.group)?;
+        let before = change.group.membership.ends();
+        let mut inserter = Inserter::new(conn, &mut *change.rng, &mut *change.group)?;
         let mut appended = Vec::with_capacity(entries.len());
         for entry in entries {
             appended.push(match stored_before(conn, inserter.group, entry)? {
@@ -50,6 +52,8 @@ impl Txn<'_> {
             });
         }
         inserter.finish()?;
+        // what counts again by it and cannot be opened is looked at again when its epoch comes
+        settle_ends(conn, change.rng, change.group, &before, &[], &|_| false)?;
         Ok(appended)
     }
 }

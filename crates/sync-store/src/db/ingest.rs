@@ -1,11 +1,12 @@
 //! Arrivals: judged, stored, and the position in the sender's log with them.
 
-use sync_core::{Refusal, judge};
+use sync_core::{Origin as From, Refusal, judge};
 use sync_types::bounds::MAX_WANTS;
 use sync_types::{AuthorId, Check, Class, Cursor, EnvelopeHash, EpochId, GroupId, Number, Want};
 
 use super::cache::{HeldFeeds, Inserter, NewRow, Origin, load, make_check, next_cursor};
 use super::convert::{MAX_NUMBER, row_id};
+use super::ends::settle_ends;
 use super::{Change, PeerId, Txn};
 use crate::error::StoreError;
 
@@ -108,7 +109,9 @@ impl Change<'_> {
         readable: &dyn Fn(EpochId) -> bool,
     ) -> Result<(Ingested, bool), StoreError> {
         let Change { conn, rng, group } = self;
-        let judged = judge(id, &mut group.membership, &mut HeldFeeds { conn, feeds: &group.feeds }, batch)?;
+        let before = group.membership.ends();
+        let from = if source.is_some() { From::Member } else { From::Unproven };
+        let judged = judge(id, &mut group.membership, &mut HeldFeeds { conn, feeds: &group.feeds }, from, batch)?;
         let storable = judged.storable(batch, MAX_NUMBER);
         let mut ingested =
             Ingested { duplicates: storable.duplicates, refused: storable.refused, ..Ingested::default() };
@@ -142,6 +145,7 @@ impl Change<'_> {
         ingested.forks.dedup_by_key(|(author, _)| *author);
         touched.sort_unstable();
         touched.dedup();
+        settle_ends(conn, rng, group, &before, &touched, readable)?;
         for author in touched {
             let Some(feed) = group.feeds.get(&author) else { continue };
             let room = MAX_WANTS - ingested.gaps.len();

@@ -265,7 +265,7 @@ impl<'c> Reader<'c> {
     pub fn wants(&self, group: &GroupId) -> Result<Vec<Want>, StoreError> {
         let mut statement = self.conn.prepare_cached(
             "SELECT r.first, r.last, f.author FROM feeds f JOIN feed_ranges r ON r.feed = f.feed \
-             WHERE f.gid = ?1 ORDER BY f.feed, r.first",
+             WHERE f.gid = ?1 AND (f.ends IS NULL OR r.first <= f.ends) ORDER BY f.feed, r.first",
         )?;
         let rows = statement.query_map([self.gid(group)?], |row| Ok((AuthorId(row.get(2)?), range(row)?)))?;
         Ok(sync_core::wants(rows)?)
@@ -275,7 +275,8 @@ impl<'c> Reader<'c> {
     pub fn entries_at(&self, group: &GroupId, wants: &[Want], limits: Limits) -> Result<Vec<Carried>, StoreError> {
         let gid = self.gid(group)?;
         let mut statement = self.conn.prepare_cached(
-            "SELECT id, length(bytes) FROM entries WHERE feed = ?1 AND number BETWEEN ?2 AND ?3 ORDER BY number, id",
+            "SELECT id, length(bytes) FROM entries WHERE feed = ?1 AND number BETWEEN ?2 AND ?3 \
+             AND state <> 3 ORDER BY number, id",
         )?;
         let (mut entries, mut bytes) = (Vec::new(), 0);
         for want in wants {
@@ -319,9 +320,10 @@ impl<'c> Reader<'c> {
     }
 }
 
-/// What peers are served; a moved row is empty.
+/// What peers are served; a moved row is empty, and what stands behind a removal is kept back.
 const SERVED: &str = "SELECT e.id, f.author, e.number, e.class, e.source, length(e.bytes), f.fork \
-    FROM entries e JOIN feeds f ON f.feed = e.feed WHERE e.id > ?1 AND e.id <= ?2 ORDER BY e.id";
+    FROM entries e JOIN feeds f ON f.feed = e.feed \
+    WHERE e.id > ?1 AND e.id <= ?2 AND e.state <> 3 ORDER BY e.id";
 /// The same without sealed entries: few among many, so that greeting a peer does not look through the whole log.
 const SERVED_OPEN: &str = "SELECT e.id, f.author, e.number, e.class, e.source, length(e.bytes), f.fork \
     FROM entries e INDEXED BY entries_open JOIN feeds f ON f.feed = e.feed \

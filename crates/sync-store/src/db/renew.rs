@@ -76,7 +76,7 @@ impl Change<'_> {
         let new = renewal.sealer.author();
         let batch = [renewal.succession.to_vec()];
         let mut held = HeldFeeds { conn: self.conn, feeds: &self.group.feeds };
-        let mut judged = judge(id, &mut self.group.membership, &mut held, &batch)?;
+        let mut judged = judge(id, &mut self.group.membership, &mut held, sync_core::Origin::Member, &batch)?;
         if let Some((_, refusal)) = judged.refused.pop() {
             return Err(StoreError::Succession(refusal));
         }

@@ -132,7 +132,8 @@ impl Feed {
 pub(crate) fn admission(newcomer: &AuthorSecret) -> Operation {
     let keys = newcomer.keys();
     let member = MemberId::from(keys.verify);
-    Operation::Admit { keys, member, role: Role::Member, invite: None }
+    let consent = sync_crypto::pairing::consent(newcomer, [0; 32], None);
+    Operation::Admit { keys, member, role: Role::Member, invite: None, consent }
 }
 
 /// Entry 1 of the feed of `new`, which goes on for `old`.

@@ -125,7 +125,8 @@ impl Writer {
     fn admit(&mut self) -> (Self, Vec<u8>) {
         let secret = AuthorSecret::make(&mut rand_core::UnwrapErr(getrandom::SysRng));
         let (keys, member) = (secret.keys(), MemberId(secret.id().0));
-        let operation = Operation::Admit { keys, member, role: Role::Member, invite: None };
+        let consent = sync_crypto::pairing::consent(&secret, [0; 32], None);
+        let operation = Operation::Admit { keys, member, role: Role::Member, invite: None, consent };
         let admission = self.write(Class::Membership, &SignedOperation { seen: Vec::new(), operation }.encode());
         (Self::new(secret, self.charter.clone()), admission)
     }

@@ -57,7 +57,8 @@ impl Member {
     pub(crate) fn admit(&mut self) -> Self {
         let secret = author();
         let (keys, member) = (secret.keys(), MemberId(secret.id().0));
-        let operation = Operation::Admit { keys, member, role: Role::Member, invite: None };
+        let consent = sync_crypto::pairing::consent(&secret, [0; 32], None);
+        let operation = Operation::Admit { keys, member, role: Role::Member, invite: None, consent };
         let payload = SignedOperation { seen: Vec::new(), operation }.encode();
         let admission = self.write(Class::Membership, BlobId(random()), &payload);
         Self { token: vec![admission], ..Self::new(secret, self.charter.clone()) }

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use deadpool_postgres::{Client, Transaction};
-use sync_core::{DroppedRange, FeedState, Held, HeldEnvelope, Membership, RangeSet, judge};
+use sync_core::{DroppedRange, FeedState, Held, HeldEnvelope, Membership, Origin, RangeSet, judge};
 use sync_store::exec::Arrival;
 use sync_store::make_check;
 use sync_types::{AuthorId, Class, Cursor, Envelope, EnvelopeHash, GroupId, Number, Range, Timestamp, Want};
@@ -175,8 +175,9 @@ impl<'t> Locked<'t> {
             return Ok((0, 0));
         }
         let held = held_at(&self.txn, &self.log.around(batch)).await?;
+        let origin = if arrival.replica.is_some() { Origin::Member } else { Origin::Unproven };
         let Log { membership, feeds, .. } = &mut self.log;
-        let Ok(judged) = judge(&self.group, membership, &mut Here { feeds, held: &held }, batch);
+        let Ok(judged) = judge(&self.group, membership, &mut Here { feeds, held: &held }, origin, batch);
         let storable = judged.storable(batch, MAX_NUMBER);
         let refused = storable.refused.len();
         let authors = storable.accepted.iter().map(|accepted| accepted.envelope.header.sender);

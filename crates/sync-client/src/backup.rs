@@ -188,10 +188,7 @@ async fn collect_group(shared: &Shared, group: &Group) -> Result<GroupBackup, Cl
     let membership = group.membership();
     let mut authors = secrets::authors(shared).await?;
     authors.retain(|author| author.id() == row.author || membership.is_admitted(&author.id()));
-    let epoch = |only_read| move |(id, secret)| EpochBackup { id, secret, only_read };
-    let mut epochs: Vec<EpochBackup> = Vec::new();
-    epochs.extend(secrets::epochs(shared, id).await?.into_iter().map(epoch(false)));
-    epochs.extend(secrets::epochs_only_read(shared, id).await?.into_iter().map(epoch(true)));
+    let epochs = secrets::epochs(shared, id).await?;
     let peers = peers.into_iter().filter_map(|peer| {
         let (author, device) = (peer.author?, peer.device?);
         Some(PeerBackup { replica: peer.replica, author, device, name: peer.name, addresses: peer.addresses })
@@ -200,7 +197,7 @@ async fn collect_group(shared: &Shared, group: &Group) -> Result<GroupBackup, Cl
         charter: row.charter,
         author: row.author,
         authors,
-        epochs,
+        epochs: epochs.into_iter().map(|(id, secret)| EpochBackup { id, secret }).collect(),
         entries,
         relays,
         peers: peers.collect(),
@@ -213,10 +210,9 @@ async fn take_place(shared: &Shared, backup: GroupBackup) -> Result<(), ClientEr
     let id = GroupId::of(&charter);
     let mut keys = GroupKeys::new(&charter)?;
     let mut sealed = Vec::new();
-    for EpochBackup { id: epoch, secret, only_read } in epochs {
-        let seal = if only_read { secrets::seal_epoch_only_read } else { secrets::seal_epoch };
-        sealed.push(seal(shared, id, epoch, &secret));
-        if only_read { keys.insert_only_read(epoch, secret)? } else { keys.insert(epoch, secret)? }
+    for EpochBackup { id: epoch, secret } in epochs {
+        sealed.push(secrets::seal_epoch(shared, id, epoch, &secret));
+        keys.insert(epoch, secret)?;
     }
     sealed.extend(authors.iter().map(|author| secrets::seal_author(shared, author)));
 
@@ -286,5 +282,6 @@ fn succeed(
         let digest = content.digest(&digest_key);
         NewEntry { blob_id, timestamp: now(), content, digest }
     };
-    Ok(succession(author, predecessor, member, membership.tips(), entry).map_err(StoreError::from)?)
+    Ok(succession(author, predecessor, member, membership.seen_by(&predecessor.id()), entry)
+        .map_err(StoreError::from)?)
 }

@@ -84,6 +84,10 @@ impl SyncClient {
         Self { device, group }
     }
 
+    pub(crate) fn inner_group(&self) -> &Arc<Group> {
+        &self.group
+    }
+
     /// The device this client belongs to, for its other groups, invites and closing.
     #[must_use]
     pub fn device(&self) -> Device {

@@ -51,6 +51,7 @@ mod group;
 pub mod home;
 pub mod keys;
 mod link;
+mod members;
 mod pairing;
 mod peers;
 mod punching;
@@ -65,9 +66,12 @@ pub use device::Device;
 pub use error::ClientError;
 pub use event::{EVENT_BACKLOG, Event, Subscription};
 pub use group::{reissued, reopen};
+pub use members::{AuthorStatus, MemberStatus, RemovalStatus, Removed, role_name, role_named};
 pub use pairing::{Invitation, InviteOutcome, JoinProgress};
 pub use relays::HomeRelay;
 pub use status::{Fork, Gap, PeerStatus, RelayStatus, Status, SyncState};
 pub use sync_store::exec;
 pub use sync_types::bounds::{MAX_APP_BYTES, MAX_TOKEN};
-pub use sync_types::{AuthorId, BlobId, Cursor, DeviceId, FolderId, GroupId, InviteId, MemberId, ReplicaId, Timestamp};
+pub use sync_types::{
+    AuthorId, BlobId, Cursor, DeviceId, FolderId, GroupId, InviteId, MemberId, ReplicaId, Role, Timestamp,
+};

@@ -26,7 +26,7 @@ const VERSION: u64 = 1;
 const FIELDS: usize = 4;
 const CONTENT_FIELDS: usize = 4;
 const GROUP_FIELDS: usize = 7;
-const EPOCH_FIELDS: usize = 4;
+const EPOCH_FIELDS: usize = 3;
 const PEER_FIELDS: usize = 5;
 /// Fields a reader of this version looks through at most.
 const MAX_FIELDS: usize = 64;
@@ -81,8 +81,6 @@ pub struct EpochBackup {
     pub id: EpochId,
     /// Its secret.
     pub secret: EpochSecret,
-    /// It is opened and never sealed in.
-    pub only_read: bool,
 }
 
 /// A device of another member.
@@ -241,8 +239,8 @@ fn encode(backup: &Backup) -> Zeroizing<Vec<u8>> {
             writer.bin(&author.expose_bytes()[..]);
         }
         writer.array(group.epochs.len());
-        for EpochBackup { id, secret, only_read } in &group.epochs {
-            writer.array(EPOCH_FIELDS).uint(id.number.into()).bin(&id.hash).bin(secret.expose_bytes()).bool(*only_read);
+        for EpochBackup { id, secret } in &group.epochs {
+            writer.array(EPOCH_FIELDS).uint(id.number.into()).bin(&id.hash).bin(secret.expose_bytes());
         }
         writer.bins(&group.entries).texts(&group.relays).array(group.peers.len());
         for peer in &group.peers {
@@ -297,9 +295,8 @@ fn read_epoch(reader: &mut Reader<'_>) -> Result<EpochBackup, FormatError> {
     let fields = reader.array("epoch", EPOCH_FIELDS, MAX_FIELDS)?;
     let id = EpochId { number: reader.uint32("epoch number")?, hash: reader.fixed("epoch hash")? };
     let secret = EpochSecret::from_bytes(reader.fixed("epoch secret")?);
-    let only_read = reader.bool("only read")?;
     reader.skip("later field", fields - EPOCH_FIELDS)?;
-    Ok(EpochBackup { id, secret, only_read })
+    Ok(EpochBackup { id, secret })
 }
 
 fn read_peer(reader: &mut Reader<'_>) -> Result<PeerBackup, FormatError> {
@@ -327,11 +324,7 @@ mod tests {
 
     fn backup() -> Backup {
         let author = AuthorSecret::make(&mut rng());
-        let epoch = EpochBackup {
-            id: EpochId { number: 1, hash: [3; 32] },
-            secret: EpochSecret::make(&mut rng()),
-            only_read: true,
-        };
+        let epoch = EpochBackup { id: EpochId { number: 1, hash: [3; 32] }, secret: EpochSecret::make(&mut rng()) };
         let peer = PeerBackup {
             replica: ReplicaId([4; ReplicaId::LEN]),
             author: AuthorId([5; 32]),

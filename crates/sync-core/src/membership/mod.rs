@@ -54,6 +54,13 @@ impl Admitted {
         self.places().any(|place| place.member == *member)
     }
 
+    /// Whether it is what it is shown as by going on from another author.
+    #[must_use]
+    pub fn succeeds(&self) -> bool {
+        let shown = |(standing, admission): (&Standing, &Admission)| standing.succeeds && admission.hash == self.hash;
+        self.admissions.iter().any(shown)
+    }
+
     /// Every member that some admission counts it to.
     pub fn members(&self) -> impl Iterator<Item = MemberId> {
         self.places().map(|place| place.member)

@@ -121,7 +121,7 @@ impl Reader<'_> {
         let mut statement = self.conn.prepare_cached(
             "SELECT e.id, e.chk, f.author, e.number, e.class, p.replica, f.fork, e.bytes \
              FROM entries e JOIN feeds f ON f.feed = e.feed LEFT JOIN peers p ON p.peer = e.source \
-             WHERE e.id > ?1 AND e.id <= ?2 ORDER BY e.id",
+             WHERE e.id > ?1 AND e.id <= ?2 AND e.state <> 3 ORDER BY e.id",
         )?;
         let mut rows = statement.query([row_id(gid, after), row_id(gid, MAX_CURSOR)])?;
         while let Some(row) = rows.next()? {

@@ -4,15 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sync_client::Device;
+use sync_client::{Device, Removed};
 use sync_client::folders::FolderStatus;
 
 use crate::api::client::{ApiClient, Lines};
 use crate::api::loopback::Loopback;
 use crate::api::server::Server;
 use crate::api::{
-    self, BackedUp, Devices, EventLine, Folders, Handed, HomeRelays, Invite, Joined, OfferedFolders, Outcome, Overview,
-    Page, PlaceRequest, Pushed, RestoreRequest, Restored, Versions,
+    self, BackedUp, Devices, EventLine, Folders, Handed, HomeRelays, Invite, Joined, Members, OfferedFolders, Outcome, Overview,
+    Page, PlaceRequest, Pushed, RestoreRequest, Restored, Rotated, Versions,
 };
 use crate::cli::Global;
 use crate::exit::Failure;
@@ -109,10 +109,11 @@ impl Backend {
         group: &str,
         expires_in: Option<Duration>,
         relays: &[String],
+        role: Option<&str>,
     ) -> Result<Invite, Failure> {
         match self {
-            Self::Local(local) => local.service.invite(group, expires_in, relays).await,
-            Self::Remote(client) => client.invite(group, expires_in, relays).await,
+            Self::Local(local) => local.service.invite(group, expires_in, relays, role).await,
+            Self::Remote(client) => client.invite(group, expires_in, relays, role).await,
         }
     }
 
@@ -249,6 +250,27 @@ impl Backend {
         match self {
             Self::Local(local) => local.service.back_up(file, passphrase).await,
             Self::Remote(client) => client.back_up(file, passphrase).await,
+        }
+    }
+
+    pub(crate) async fn members(&self, group: &str) -> Result<Members, Failure> {
+        match self {
+            Self::Local(local) => local.service.members(group).await,
+            Self::Remote(client) => client.members(group).await,
+        }
+    }
+
+    pub(crate) async fn remove_member(&self, group: &str, member: &str, approve: bool) -> Result<Removed, Failure> {
+        match self {
+            Self::Local(local) => local.service.remove_member(group, member, approve).await,
+            Self::Remote(client) => client.remove_member(group, member, approve).await,
+        }
+    }
+
+    pub(crate) async fn rotate(&self, group: &str) -> Result<Rotated, Failure> {
+        match self {
+            Self::Local(local) => local.service.rotate(group).await,
+            Self::Remote(client) => client.rotate(group).await,
         }
     }
 

@@ -10,7 +10,7 @@ use sync_client::home::{Home, PassphraseSource, Prompt};
 use zeroize::Zeroizing;
 
 use crate::commands::{
-    backup, demo, devices, folders, held, init, invite, join, leave, pair, pause, pull, push, relay, rescan, restore,
+    backup, demo, devices, folders, held, init, invite, join, leave, members, pair, pause, pull, push, relay, rescan, restore,
     run, select, share, status, unit, up, versions,
 };
 use crate::exit::Failure;
@@ -66,6 +66,9 @@ pub(crate) enum Command {
     Status(status::Args),
     Folders(folders::Args),
     Devices(devices::Args),
+    Members(members::Members),
+    Remove(members::Remove),
+    Rotate(members::Rotate),
     Pause(pause::Pause),
     Resume(pause::Resume),
     Rescan(rescan::Args),

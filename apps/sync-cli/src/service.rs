@@ -6,7 +6,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use sync_client::folders::{FolderOptions, FolderStatus};
-use sync_client::{ClientError, Device, Invitation, JoinProgress, SyncClient};
+use sync_client::{ClientError, Device, Invitation, JoinProgress, Removed, SyncClient, role_named};
 use sync_types::{BlobId, Cursor, FolderId, GroupId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::{
-    BackedUp, Blob, Devices, Event, EventLine, Folders, Handed, HomeRelay, HomeRelays, Invite, Joined, OfferedFolders,
-    Outcome, Overview, PAGE_BYTES, Page, PlaceRequest, Pushed, Recovered, RestoreRequest, Restored, Undone, VERSION,
+    BackedUp, Blob, Devices, Event, EventLine, Folders, Handed, HomeRelay, HomeRelays, Invite, Joined, Members, OfferedFolders,
+    Outcome, Overview, PAGE_BYTES, Page, PlaceRequest, Pushed, Recovered, RestoreRequest, Restored, Rotated, Undone, VERSION,
     Versions,
 };
 use crate::exit::Failure;
@@ -160,7 +160,9 @@ impl Service {
         group: &str,
         expires_in: Option<Duration>,
         relays: &[String],
+        role: Option<&str>,
     ) -> Result<Invite, Failure> {
+        let role = role.map(|name| role_named(name).ok_or_else(|| unknown_role(name))).transpose()?;
         let group = match self.resolve(group) {
             Err(failure) if failure.code == "no-group" => {
                 let made = self.device.create_group().await?;
@@ -169,7 +171,11 @@ impl Service {
             }
             found => found?,
         };
-        let invitation = self.device.invite_at(group, expires_in.unwrap_or(INVITE_LIFETIME), relays).await?;
+        let lifetime = expires_in.unwrap_or(INVITE_LIFETIME);
+        let invitation = match role {
+            Some(role) => self.device.invite_person(group, role, lifetime, relays).await?,
+            None => self.device.invite_at(group, lifetime, relays).await?,
+        };
         let invite = Invite {
             id: invitation.id.to_string(),
             group: group.to_string(),
@@ -305,6 +311,19 @@ impl Service {
         let relays = self.device.relays().await?.into_iter();
         let relays = relays.map(|relay| HomeRelay { url: relay.url, group: relay.group.map(|id| id.to_string()) });
         Ok(HomeRelays { relays: relays.collect(), wake: self.device.wake() })
+    }
+
+    pub(crate) async fn members(&self, group: &str) -> Result<Members, Failure> {
+        Ok(Members { members: self.device.client(self.resolve(group)?)?.members().await? })
+    }
+
+    pub(crate) async fn remove_member(&self, group: &str, member: &str, approve: bool) -> Result<Removed, Failure> {
+        let client = self.device.client(self.resolve(group)?)?;
+        Ok(if approve { client.approve_removal(member).await? } else { client.remove_member(member).await? })
+    }
+
+    pub(crate) async fn rotate(&self, group: &str) -> Result<Rotated, Failure> {
+        Ok(Rotated { epoch: self.device.client(self.resolve(group)?)?.rotate().await? })
     }
 
     pub(crate) async fn devices(&self) -> Result<Devices, Failure> {
@@ -523,6 +542,10 @@ impl From<sync_client::InviteOutcome> for Outcome {
             _ => Self::Revoked,
         }
     }
+}
+
+fn unknown_role(name: &str) -> Failure {
+    Failure::new("unknown-role", format!("{name} is no role; there are admin, member, read-only and guest"))
 }
 
 #[cfg(test)]

@@ -11,14 +11,15 @@ use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sync_client::Removed;
 use sync_client::folders::FolderStatus;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::socket::{self, Address};
 use super::{
     BackedUp, BackupRequest, Devices, EventLine, Folders, Handed, HomeRelays, Invite, InviteRequest, JoinLine,
-    JoinRequest, Joined, OfferedFolders, Outcome, Overview, Page, PlaceRequest, Pushed, RelayRequest, RestoreRequest,
-    Restored, RevokeRequest, SelectRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest, WakeRequest,
+    JoinRequest, Joined, Members, OfferedFolders, Outcome, Overview, Page, PlaceRequest, Pushed, RelayRequest, RemoveRequest, RestoreRequest,
+    Restored, RevokeRequest, Rotated, SelectRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest, WakeRequest,
 };
 use crate::exit::Failure;
 
@@ -79,9 +80,10 @@ impl ApiClient {
         group: &str,
         expires_in: Option<Duration>,
         relays: &[String],
+        role: Option<&str>,
     ) -> Result<Invite, Failure> {
         let expires = expires_in.map(|after| format!("&expires_in={}", after.as_secs())).unwrap_or_default();
-        let body = json(&InviteRequest { relays: relays.to_vec() })?;
+        let body = json(&InviteRequest { relays: relays.to_vec(), role: role.map(str::to_owned) })?;
         self.ask(Method::POST, &format!("/v1/invites?group={group}{expires}"), body, PATIENCE).await
     }
 
@@ -169,6 +171,19 @@ impl ApiClient {
 
     pub(crate) async fn restore(&self, folder: &str, request: RestoreRequest) -> Result<Restored, Failure> {
         self.ask(Method::POST, &format!("/v1/folders/{folder}/restore"), json(&request)?, SCAN_PATIENCE).await
+    }
+
+    pub(crate) async fn members(&self, group: &str) -> Result<Members, Failure> {
+        self.ask(Method::GET, &format!("/v1/members?group={group}"), Bytes::new(), PATIENCE).await
+    }
+
+    pub(crate) async fn remove_member(&self, group: &str, member: &str, approve: bool) -> Result<Removed, Failure> {
+        let body = json(&RemoveRequest { member: member.to_owned(), approve })?;
+        self.ask(Method::POST, &format!("/v1/members/remove?group={group}"), body, PATIENCE).await
+    }
+
+    pub(crate) async fn rotate(&self, group: &str) -> Result<Rotated, Failure> {
+        self.ask(Method::POST, &format!("/v1/rotate?group={group}"), Bytes::new(), PATIENCE).await
     }
 
     pub(crate) async fn devices(&self) -> Result<Devices, Failure> {

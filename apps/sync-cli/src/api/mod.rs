@@ -10,7 +10,7 @@ mod socket;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use sync_client::Status;
+use sync_client::{MemberStatus, Status};
 use sync_client::folders::{DeviceStatus, Direction, FolderStatus, KeptVersion, Offered, RestoreTo};
 
 use crate::exit::Failure;
@@ -167,6 +167,9 @@ pub(crate) struct InviteRequest {
     /// Relays where it is found too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) relays: Vec<String>,
+    /// The role of a person of their own; none for one more device of this member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) role: Option<String>,
 }
 
 /// Asks to join by an invite.
@@ -216,6 +219,27 @@ pub(crate) struct OfferedFolders {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Devices {
     pub(crate) devices: Vec<DeviceStatus>,
+}
+
+/// Members of a group, this device's own first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Members {
+    pub(crate) members: Vec<MemberStatus>,
+}
+
+/// Asks to remove a member, or to sign a removal that another began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RemoveRequest {
+    /// The first digits of its id, or the name of a device.
+    pub(crate) member: String,
+    #[serde(default)]
+    pub(crate) approve: bool,
+}
+
+/// The key that a group has now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rotated {
+    pub(crate) epoch: u32,
 }
 
 /// Asks to share a directory, or to give an announced folder a place.

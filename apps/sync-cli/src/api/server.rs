@@ -18,6 +18,7 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
 use serde::{Deserialize, Serialize};
+use sync_client::Removed;
 use sync_client::folders::FolderStatus;
 use sync_types::bounds::MAX_APP_BYTES;
 use tokio::sync::mpsc;
@@ -29,8 +30,8 @@ use super::loopback::{self, Guard, Loopback};
 use super::socket::{self, Address};
 use super::{
     BackedUp, BackupRequest, Devices, Folders, Handed, HomeRelays, Invite, InviteRequest, JoinLine, JoinRequest,
-    OfferedFolders, Outcome, Overview, PAGE_BLOBS, Page, PlaceRequest, Pushed, RateRequest, RelayRequest,
-    RestoreRequest, Restored, RevokeRequest, SelectRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest,
+    Members, OfferedFolders, Outcome, Overview, PAGE_BLOBS, Page, PlaceRequest, Pushed, RateRequest, RelayRequest, RemoveRequest,
+    RestoreRequest, Restored, RevokeRequest, Rotated, SelectRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest,
     WakeRequest,
 };
 use crate::exit::Failure;
@@ -120,6 +121,9 @@ fn routes() -> Vec<Route> {
     vec![
         reads("/v1/status", status),
         reads("/v1/devices", devices),
+        reads("/v1/members", members),
+        acts("/v1/members/remove", remove_member),
+        acts("/v1/rotate", rotate),
         reads("/v1/events", events),
         acts("/v1/push", push.layer(DefaultBodyLimit::max(MAX_APP_BYTES))),
         reads("/v1/pull", pull),
@@ -354,9 +358,9 @@ async fn invite(
     request: Result<Option<Json<InviteRequest>>, JsonRejection>,
 ) -> Answer<Invite> {
     let Query(query) = query?;
-    let Json(InviteRequest { relays }) = request?.unwrap_or_default();
+    let Json(InviteRequest { relays, role }) = request?.unwrap_or_default();
     let expires_in = query.expires_in.map(Duration::from_secs);
-    Ok(Json(app.service.invite(&query.group, expires_in, &relays).await?))
+    Ok(Json(app.service.invite(&query.group, expires_in, &relays, role.as_deref()).await?))
 }
 
 async fn outcome(State(app): State<App>, Path(id): Path<String>) -> Answer<Outcome> {
@@ -528,6 +532,23 @@ async fn remove_relay(
 
 async fn devices(State(app): State<App>) -> Answer<Devices> {
     Ok(Json(app.service.devices().await?))
+}
+
+async fn members(State(app): State<App>, query: Result<Query<InGroup>, QueryRejection>) -> Answer<Members> {
+    Ok(Json(app.service.members(&query?.group).await?))
+}
+
+async fn remove_member(
+    State(app): State<App>,
+    query: Result<Query<InGroup>, QueryRejection>,
+    request: Result<Json<RemoveRequest>, JsonRejection>,
+) -> Answer<Removed> {
+    let (Query(query), Json(RemoveRequest { member, approve })) = (query?, request?);
+    Ok(Json(app.service.remove_member(&query.group, &member, approve).await?))
+}
+
+async fn rotate(State(app): State<App>, query: Result<Query<InGroup>, QueryRejection>) -> Answer<Rotated> {
+    Ok(Json(app.service.rotate(&query?.group).await?))
 }
 
 async fn stop(State(app): State<App>) -> Json<serde_json::Value> {

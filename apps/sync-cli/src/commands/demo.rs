@@ -178,7 +178,7 @@ async fn pair(anna: &mut Device, ben: &mut Device, story: &mut Story) -> Result<
     let request = |path: &Path| PlaceRequest { path: path.to_owned(), name: None, direction: Direction::Both };
     let shared = anna.client().share("", request(&anna.files)).await?;
     anna.folder_id.clone_from(&shared.id);
-    let invite = anna.client().invite(&shared.group, None, &[]).await?;
+    let invite = anna.client().invite(&shared.group, None, &[], None).await?;
     story.tell("share", format!("anna shares the folder and shows the code {}", invite.code))?;
 
     let group = ben.client().join(&invite.code, &[], |_| {}).await?.group;

@@ -9,6 +9,7 @@ pub(crate) mod init;
 pub(crate) mod invite;
 pub(crate) mod join;
 pub(crate) mod leave;
+pub(crate) mod members;
 pub(crate) mod pair;
 pub(crate) mod pause;
 pub(crate) mod pull;

@@ -31,12 +31,12 @@ pub(crate) struct Args {
 
     /// Join the group that a code or link invites to; read from standard input if left out or -
     #[arg(long, value_name = "CODE|LINK", num_args = 0..=1, default_missing_value = "-",
-          conflicts_with_all = ["expires_in", "qr"])]
+          conflicts_with_all = ["expires_in", "qr", "role"])]
     join: Option<String>,
 
     /// Take an invite back, named by its code, link or id; read from standard input if left out or -
     #[arg(long, value_name = "CODE|LINK|ID", num_args = 0..=1, default_missing_value = "-",
-          conflicts_with_all = ["expires_in", "qr"])]
+          conflicts_with_all = ["expires_in", "qr", "role"])]
     revoke: Option<String>,
 
     #[command(flatten)]
@@ -65,6 +65,10 @@ pub(crate) struct Offer {
     /// Show a QR code even where output is no terminal
     #[arg(long)]
     qr: bool,
+
+    /// Let in a person of their own, who may do what this role may, instead of one more device of yours
+    #[arg(long, value_parser = ["admin", "member", "read-only", "guest"])]
+    role: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -124,7 +128,9 @@ impl Offer {
         stop: &mut Stop,
         out: Output,
     ) -> Result<(), Failure> {
-        let invite = backend.invite(group, Some(Duration::from_secs(self.expires_in.into())), relays).await?;
+        let invite = backend
+            .invite(group, Some(Duration::from_secs(self.expires_in.into())), relays, self.role.as_deref())
+            .await?;
         self.show(&invite, folder, out)?;
         let outcome = tokio::select! {
             outcome = backend.outcome(&invite.id) => outcome?,

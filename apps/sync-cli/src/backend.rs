@@ -4,15 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sync_client::{Device, Removed};
 use sync_client::folders::FolderStatus;
+use sync_client::{Device, Removed};
 
 use crate::api::client::{ApiClient, Lines};
 use crate::api::loopback::Loopback;
 use crate::api::server::Server;
 use crate::api::{
-    self, BackedUp, Devices, EventLine, Folders, Handed, HomeRelays, Invite, Joined, Members, OfferedFolders, Outcome, Overview,
-    Page, PlaceRequest, Pushed, RestoreRequest, Restored, Rotated, Versions,
+    self, BackedUp, Devices, EventLine, Folders, Handed, HomeRelays, Invite, Joined, Members, OfferedFolders, Outcome,
+    Overview, Page, PlaceRequest, Pushed, RestoreRequest, Restored, Rotated, Versions,
 };
 use crate::cli::Global;
 use crate::exit::Failure;

@@ -10,8 +10,8 @@ use sync_client::home::{Home, PassphraseSource, Prompt};
 use zeroize::Zeroizing;
 
 use crate::commands::{
-    backup, demo, devices, folders, held, init, invite, join, leave, members, pair, pause, pull, push, relay, rescan, restore,
-    run, select, share, status, unit, up, versions,
+    backup, demo, devices, folders, held, init, invite, join, leave, members, pair, pause, pull, push, relay, rescan,
+    restore, run, select, share, status, unit, up, versions,
 };
 use crate::exit::Failure;
 use crate::terminal;

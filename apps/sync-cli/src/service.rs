@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::{
-    BackedUp, Blob, Devices, Event, EventLine, Folders, Handed, HomeRelay, HomeRelays, Invite, Joined, Members, OfferedFolders,
-    Outcome, Overview, PAGE_BYTES, Page, PlaceRequest, Pushed, Recovered, RestoreRequest, Restored, Rotated, Undone, VERSION,
-    Versions,
+    BackedUp, Blob, Devices, Event, EventLine, Folders, Handed, HomeRelay, HomeRelays, Invite, Joined, Members,
+    OfferedFolders, Outcome, Overview, PAGE_BYTES, Page, PlaceRequest, Pushed, Recovered, RestoreRequest, Restored,
+    Rotated, Undone, VERSION, Versions,
 };
 use crate::exit::Failure;
 use crate::terminal;

@@ -33,10 +33,10 @@ const MIB: usize = 1 << 20;
 /// What keeps a home in sync until a test lets go of it.
 const SERVE: [&str; 3] = ["run", "--json", "--until-eof"];
 
-const VERBS: [&str; 26] = [
-    "init", "share", "join", "invite", "run", "status", "folders", "devices", "pause", "resume", "rescan", "select",
-    "leave", "relay", "confirm", "undo", "versions", "restore", "backup", "recover", "up", "down", "unit", "pair",
-    "push", "pull",
+const VERBS: [&str; 29] = [
+    "init", "share", "join", "invite", "run", "status", "folders", "devices", "members", "remove", "rotate", "pause",
+    "resume", "rescan", "select", "leave", "relay", "confirm", "undo", "versions", "restore", "backup", "recover",
+    "up", "down", "unit", "pair", "push", "pull",
 ];
 
 // ---- the manual ----
@@ -447,6 +447,63 @@ fn entries_reach_a_third_home_through_a_second_when_first_and_third_never_meet()
     drop(_carol);
     let _anna = anna.serve();
     assert_eq!(texts(&anna.follow(0, 2)), ["from the first", "from the third"]);
+}
+
+// ---- members ----
+
+#[test]
+fn g1_g16_a_removed_member_is_refused_by_all_and_nothing_new_reaches_it() {
+    let (anna, ben) = World::new().pair_as(Some("member"));
+    let carol = anna.world().home("carol").made();
+    join_as(&anna, &carol, Some("member"));
+    let serving = [anna.serve(), ben.serve(), carol.serve()];
+    anna.push("before");
+    for home in [&ben, &carol] {
+        assert_eq!(texts(&home.follow(0, 1)), ["before"]);
+        until("all know of each other", || home.members().len() == 3);
+    }
+    let removed = carol.members()[0].clone();
+    assert_eq!((&removed["own"], &removed["role"]), (&true.into(), &"member".into()));
+    let id = removed["member"].as_str().expect("an id").to_owned();
+    assert_eq!(ben.json(&["remove", &id[..8]])[0]["done"], true);
+    for home in [&anna, &ben] {
+        until("it is removed", || home.members().len() == 2);
+    }
+    until("nobody speaks with it", || carol.connected() == 0);
+    anna.push("after");
+    assert_eq!(texts(&ben.follow(0, 2)), ["before", "after"]);
+    // what it says reaches nobody, and nothing of the others reaches it, also after all were started again
+    carol.push("from the removed one");
+    drop(serving);
+    let _serving = [anna.serve(), ben.serve(), carol.serve()];
+    ben.push("at last");
+    assert_eq!(texts(&anna.follow(0, 3)), ["before", "after", "at last"]);
+    assert_eq!(texts(&ben.pull(0)), ["before", "after", "at last"]);
+    let there = texts(&carol.pull(0));
+    assert!(there.iter().all(|text| ["before", "from the removed one"].contains(&&**text)), "{there:?}");
+    until("it is refused", || anna.refused() + ben.refused() > 0);
+    assert_eq!(carol.connected(), 0);
+    carol.ran(&["remove", &id[..8], "--approve"]).fails(1);
+}
+
+#[test]
+fn a_device_of_ones_own_is_taken_out_and_others_go_on_under_a_new_key() {
+    let (anna, ben) = World::new().pair();
+    let _serving = [anna.serve(), ben.serve()];
+    anna.push("before");
+    assert_eq!(texts(&ben.follow(0, 1)), ["before"]);
+    assert_eq!(anna.members()[0]["authors"].as_array().map(Vec::len), Some(2));
+    let epoch = |home: &Home| home.json(&["rotate"])[0]["epoch"].as_u64();
+    assert_eq!(epoch(&anna), Some(2));
+    let outcome = anna.ran(&["remove", "ben"]).success();
+    assert_eq!(outcome, "ben is removed; what is written from now on opens for it no longer\n");
+    assert_eq!(anna.members()[0]["authors"].as_array().map(Vec::len), Some(1));
+    until("nobody speaks with it", || ben.connected() == 0);
+    assert_eq!(epoch(&anna), Some(4));
+    anna.push("after");
+    assert_eq!(texts(&ben.pull(0)), ["before"]);
+    let unknown = anna.ran(&["remove", "nobody"]).fails(1);
+    assert!(unknown.contains("no member or device of the group is called nobody"), "{unknown}");
 }
 
 // ---- invites ----
@@ -1481,6 +1538,13 @@ impl World {
         self.pair_named("anna", "ben")
     }
 
+    /// Two homes of which the second is let in with a role.
+    fn pair_as(&self, role: Option<&str>) -> (Home, Home) {
+        let (anna, ben) = (self.home("anna").made(), self.home("ben").made());
+        join_as(&anna, &ben, role);
+        (anna, ben)
+    }
+
     fn pair_named(&self, inviter: &'static str, joiner: &'static str) -> (Home, Home) {
         let (inviter, joiner) = (self.home(inviter).made(), self.home(joiner).made());
         join_by_code(&inviter, &joiner);
@@ -1681,6 +1745,25 @@ impl Home {
         in_order(blobs)
     }
 
+    fn members(&self) -> Vec<Value> {
+        self.json(&["members"])[0]["members"].as_array().expect("members").clone()
+    }
+
+    fn status(&self) -> Value {
+        self.json(&["status"])[0]["groups"][0].clone()
+    }
+
+    /// Devices that speak with it.
+    fn connected(&self) -> usize {
+        let status = self.status();
+        let peers = status["peers"].as_array().expect("peers");
+        peers.iter().filter(|peer| peer["state"] == "connected").count()
+    }
+
+    fn refused(&self) -> u64 {
+        self.status()["refused"].as_u64().expect("a count")
+    }
+
     fn only_folder(&self) -> Value {
         let folders = self.json(&["folders"])[0]["folders"].clone();
         assert_eq!(folders.as_array().map(Vec::len), Some(1), "{folders}");
@@ -1764,7 +1847,14 @@ impl Home {
 }
 
 fn join_by_code(inviter: &Home, joiner: &Home) {
-    let mut create = inviter.spawn(&["pair", "--create", "--json"]);
+    join_as(inviter, joiner, None);
+}
+
+/// Lets a home in, as a device of the inviter or as a person with a role.
+fn join_as(inviter: &Home, joiner: &Home, role: Option<&str>) {
+    let mut arguments = vec!["pair", "--create", "--json"];
+    arguments.extend(role.iter().flat_map(|role| ["--role", role]));
+    let mut create = inviter.spawn(&arguments);
     let code = create.line()["code"].as_str().expect("a code").to_owned();
     joiner.ran_with(&["pair", "--join", "-"], code.as_bytes()).success();
     let outcome = create.line();

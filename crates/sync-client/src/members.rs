@@ -200,9 +200,8 @@ async fn cuts(group: &Group, authors: &[AuthorId]) -> Result<Vec<Cut>, ClientErr
         let mut cuts = Vec::new();
         for author in authors {
             let feed = reader.feed(&id, &author)?;
-            if let Some(number) = feed.held.highest() {
-                cuts.push(Cut { author, number, hash: feed.head });
-            }
+            // one that wrote nothing is named all the same: a withdrawal takes those that it names
+            cuts.push(Cut { author, number: feed.held.highest().unwrap_or_default(), hash: feed.head });
         }
         Ok(cuts)
     });

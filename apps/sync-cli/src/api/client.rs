@@ -18,8 +18,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::socket::{self, Address};
 use super::{
     BackedUp, BackupRequest, Devices, EventLine, Folders, Handed, HomeRelays, Invite, InviteRequest, JoinLine,
-    JoinRequest, Joined, Members, OfferedFolders, Outcome, Overview, Page, PlaceRequest, Pushed, RelayRequest, RemoveRequest, RestoreRequest,
-    Restored, RevokeRequest, Rotated, SelectRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest, WakeRequest,
+    JoinRequest, Joined, Members, OfferedFolders, Outcome, Overview, Page, PlaceRequest, Pushed, RelayRequest,
+    RemoveRequest, RestoreRequest, Restored, RevokeRequest, Rotated, SelectRequest, Undone, VERSION, VERSION_HEADER,
+    Versions, VersionsRequest, WakeRequest,
 };
 use crate::exit::Failure;
 

@@ -10,8 +10,8 @@ mod socket;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use sync_client::{MemberStatus, Status};
 use sync_client::folders::{DeviceStatus, Direction, FolderStatus, KeptVersion, Offered, RestoreTo};
+use sync_client::{MemberStatus, Status};
 
 use crate::exit::Failure;
 

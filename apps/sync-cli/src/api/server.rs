@@ -30,9 +30,9 @@ use super::loopback::{self, Guard, Loopback};
 use super::socket::{self, Address};
 use super::{
     BackedUp, BackupRequest, Devices, Folders, Handed, HomeRelays, Invite, InviteRequest, JoinLine, JoinRequest,
-    Members, OfferedFolders, Outcome, Overview, PAGE_BLOBS, Page, PlaceRequest, Pushed, RateRequest, RelayRequest, RemoveRequest,
-    RestoreRequest, Restored, RevokeRequest, Rotated, SelectRequest, Undone, VERSION, VERSION_HEADER, Versions, VersionsRequest,
-    WakeRequest,
+    Members, OfferedFolders, Outcome, Overview, PAGE_BLOBS, Page, PlaceRequest, Pushed, RateRequest, RelayRequest,
+    RemoveRequest, RestoreRequest, Restored, RevokeRequest, Rotated, SelectRequest, Undone, VERSION, VERSION_HEADER,
+    Versions, VersionsRequest, WakeRequest,
 };
 use crate::exit::Failure;
 use crate::service::{Events, Service};

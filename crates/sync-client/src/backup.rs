@@ -166,11 +166,13 @@ fn failed_at(path: &Path, source: io::Error) -> ClientError {
     ClientError::BackupFile { path: PathBuf::from(path), source }
 }
 
-/// What of a home goes into a backup: every group that it is in.
+/// What of a home goes into a backup: every group that it belongs to.
 async fn collect(device: &Arc<Inner>) -> Result<Backup, ClientError> {
     let shared = &device.shared;
     let relays = shared.store.read(|reader| relays::stored(reader, None)).await?;
-    let mut groups: Vec<Arc<Group>> = device.groups().into_values().collect();
+    // who was removed has no place to take along
+    let belongs = |group: &Arc<Group>| group.membership().is_admitted(&group.author().author());
+    let mut groups: Vec<Arc<Group>> = device.groups().into_values().filter(belongs).collect();
     groups.sort_unstable_by_key(|group| group.id);
     let mut collected = Vec::with_capacity(groups.len());
     for group in groups {

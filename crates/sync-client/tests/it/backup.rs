@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use sync_client::{ClientError, Device, SyncClient};
+use sync_types::Role;
 
 use crate::site::*;
 
@@ -123,4 +124,32 @@ async fn what_is_no_backup_or_another_passphrases_changes_nothing() {
     std::fs::write(&file, &bytes).expect("written");
     assert_eq!(code(other.recover(&file, PASSPHRASE).await), "backup");
     assert!(other.groups().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn k6_a_stolen_backup_of_a_removed_member_opens_nothing_new() {
+    let site = Site::new();
+    let (file, a, b) = (site.path("file"), site.device("a").await, site.device("b").await);
+    let alice = founder(&a).await;
+    let invite = a.invite_person(alice.group(), Role::Member, LIFETIME, &[]).await.expect("invites");
+    let bob = b.join(&invite.code, |_| {}).await.expect("joins");
+    alice.push("before").await.expect("pushes");
+    eventually_has(&bob, "before").await;
+    b.back_up(&file, PASSPHRASE).await.expect("backs up");
+    let removed = alice.remove_member("b").await.expect("removes");
+    assert!(removed.done, "{removed:?}");
+    alice.push("after").await.expect("pushes");
+    until(&bob, "alone", |status| status.peers.iter().all(|peer| peer.state != "connected")).await;
+    drop(bob);
+    b.close().await;
+
+    let before = refused(&alice).await;
+    let thief = only(&recovered(&site, "thief", &file).await);
+    until_refused(&alice, before).await;
+    thief.push("let me in").await.expect("is written down at home");
+    until_refused(&alice, before + 1).await;
+    assert!(!bodies(&thief).await.contains(&"after".to_owned()));
+    let status = alice.status().await.expect("status");
+    assert!(status.peers.iter().all(|peer| peer.state != "connected"), "{status:?}");
+    assert!(!bodies(&alice).await.contains(&"let me in".to_owned()));
 }

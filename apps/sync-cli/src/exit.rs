@@ -48,6 +48,7 @@ pub(crate) const KINDS: &[Kind] = &[
     kind("not-in-group", 1, 410),
     kind("unreachable", 1, 502),
     kind("relay-unavailable", 1, 503),
+    kind("join-waits", 1, 503),
     kind("offline", 1, 503),
     kind("bind", 1, 500),
     kind("memory", 1, 503),

@@ -93,6 +93,10 @@ pub(crate) struct Inner {
     pub(crate) invites: Mutex<HashMap<InviteId, OpenInvite>>,
     /// One admission at a time, so that an invite is used once.
     pub(crate) admitting: tokio::sync::Mutex<()>,
+    /// Requests of this device that wait at relays, and what ends waiting for each invite.
+    pub(crate) joining: Mutex<HashMap<InviteId, CancellationToken>>,
+    /// One answer to a request of this device is taken in at a time.
+    pub(crate) taking: tokio::sync::Mutex<()>,
     closed: CancellationToken,
     tasks: TaskTracker,
     refused: AtomicU64,
@@ -206,6 +210,7 @@ impl Inner {
             self.spawn(discovery::run(self.clone(), group.clone()));
             relays::follow(self, &group).await?;
             pairing::resume(self, &group).await?;
+            self.spawn(pairing::away::run(self.clone(), group.clone()));
         }
         Ok(group)
     }
@@ -272,6 +277,8 @@ impl Device {
             groups: RwLock::new(HashMap::new()),
             invites: Mutex::new(HashMap::new()),
             admitting: tokio::sync::Mutex::new(()),
+            joining: Mutex::default(),
+            taking: tokio::sync::Mutex::new(()),
             closed: CancellationToken::new(),
             tasks: TaskTracker::new(),
             refused: AtomicU64::new(0),
@@ -295,6 +302,7 @@ impl Device {
         punching::follow(inner).await;
         if network.online {
             folders::start_all(inner).await?;
+            pairing::relayed::resume(inner, None).await?;
         }
         if copied {
             remember_place(&inner.shared, &home).await?;

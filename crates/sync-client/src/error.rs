@@ -93,6 +93,11 @@ pub enum ClientError {
     /// No invite answers to the code nearby, and a relay where it might does not say.
     #[error("no invite answers to this code nearby, and {0}; wait a moment, or check the relay's address")]
     RelayUnavailable(String),
+    /// The request was left at a relay, and nobody who may answer it is there.
+    #[error(
+        "nobody who may let this device in is there at the moment; the request waits for seven days at the relay ({0}), and completes by itself while `syncshell up` or `syncshell run` runs here, once a device of the group is back"
+    )]
+    JoinWaits(String),
     /// The inviter does not know the code.
     #[error("the other device does not know this code; compare the two, or make a new one")]
     InviteWrong,
@@ -192,6 +197,7 @@ impl ClientError {
             Self::Removed => "removed",
             Self::Rotation(_) => "rotation",
             Self::InviteNotFound => "invite-not-found",
+            Self::JoinWaits(_) => "join-waits",
             Self::InviteWrong => "invite-wrong",
             Self::InviteUsed => "invite-used",
             Self::InviteExpired => "invite-expired",

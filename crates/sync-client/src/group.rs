@@ -28,6 +28,7 @@ use crate::event::{EVENT_BACKLOG, Event};
 use crate::exec::{self, Arrival, Pull};
 use crate::folders;
 use crate::keys::{Author, GroupKeys, KIND_BLOB, KeysError, SharedRng, UnsealError, draw, succession, with_rng};
+use crate::pairing::away;
 use crate::peers::Peers;
 use crate::relays::Relays;
 use crate::secrets;
@@ -77,6 +78,8 @@ pub(crate) struct Group {
     /// Moves whenever a peer's progress may have changed.
     progress: watch::Sender<u64>,
     newest: watch::Receiver<Cursor>,
+    /// Moves whenever others shared an invite, or who belongs has changed.
+    invites: watch::Sender<()>,
     refused: AtomicU64,
     /// Members whose word about our own feed was taken once.
     believed: Mutex<HashSet<MemberId>>,
@@ -130,6 +133,7 @@ impl Group {
             events: broadcast::channel(EVENT_BACKLOG).0,
             progress: watch::channel(0).0,
             newest,
+            invites: watch::Sender::new(()),
             refused: AtomicU64::new(0),
             believed: Mutex::default(),
             trouble: Mutex::default(),
@@ -177,6 +181,10 @@ impl Group {
 
     pub(crate) fn watch_newest(&self) -> watch::Receiver<Cursor> {
         self.newest.clone()
+    }
+
+    pub(crate) fn watch_invites(&self) -> watch::Receiver<()> {
+        self.invites.subscribe()
     }
 
     pub(crate) fn watch_progress(&self) -> watch::Receiver<u64> {
@@ -395,17 +403,24 @@ impl Group {
         let author = self.author().author();
         let keys = self.keys.clone();
         let bytes = arrivals.iter().flat_map(|(_, arrival)| &arrival.batch).map(Vec::len).sum();
+        let shared = self.shared.clone();
         let work = move |txn: &mut Txn<'_>| {
             let readable = |epoch: EpochId| read(&keys).knows(epoch);
-            let mut stored = Vec::with_capacity(arrivals.len());
+            let (mut stored, mut learnt) = (Vec::with_capacity(arrivals.len()), false);
             for (reply, arrival) in arrivals {
                 let (ingested, wants) = exec::store(txn, &id, &arrival, &readable)?;
+                learnt |= away::learn(txn, &shared, &id, &read(&keys), &arrival.batch, &ingested)?;
                 stored.push((reply, arrival, ingested, wants));
             }
-            Ok(stored)
+            Ok((stored, learnt))
         };
         let mut replies = Vec::new();
-        for (reply, arrival, ingested, wants) in self.shared.store.write(bytes, work).await? {
+        let (stored, learnt) = self.shared.store.write(bytes, work).await?;
+        let changed = |ingested: &Ingested| ingested.stored.iter().any(|stored| stored.class == Class::Membership);
+        if learnt || stored.iter().any(|(_, _, ingested, _)| changed(ingested)) {
+            self.invites.send_replace(());
+        }
+        for (reply, arrival, ingested, wants) in stored {
             self.set_trouble(None);
             self.count(&ingested);
             if ingested.stored.iter().any(|stored| stored.class == Class::Rotation)

@@ -11,7 +11,7 @@ use sync_types::{AuthorId, Cut, GroupId, GroupKind, MemberId, Operation, Role};
 use crate::client::SyncClient;
 use crate::error::ClientError;
 use crate::group::Group;
-use crate::pairing::append_operation;
+use crate::pairing::{append_operation, revoke_open};
 
 /// A member of a group, as this device knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,6 +140,7 @@ impl SyncClient {
     /// Makes a new key where a removal counts, and says what came of it.
     async fn settle_removal(&self, member: MemberId, authors: Vec<AuthorId>) -> Result<Removed, ClientError> {
         let group = self.inner_group();
+        revoke_open(group).await?;
         let membership = group.membership();
         let own = group.author().secret().id();
         let texts = |ids: &BTreeSet<MemberId>| ids.iter().map(ToString::to_string).collect();

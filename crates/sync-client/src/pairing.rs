@@ -1,26 +1,27 @@
 //! Pairing over a connection or through a relay: makes invites, answers them, and joins by code or link.
 
-mod relayed;
+pub(crate) mod away;
+pub(crate) mod relayed;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use sync_core::pairing::{Decision, INVITE_LIFETIME_MS, decide};
+use sync_core::Membership;
+use sync_core::pairing::{Decision, INVITE_LIFETIME_MS, REQUEST_LIFETIME_MS, decide, place};
 use sync_core::session::known_as;
-use sync_core::{Invited, Membership};
 use sync_crypto::pairing::{prove_author, verify_author, verify_join};
 use sync_crypto::{AuthorSecret, Code, InviteKeys, check_keys, open_grant, seal_grant};
 use sync_link::frame::FrameStream;
 use sync_link::iroh_link::{Connection, DIAL_TIMEOUT, DeviceId as LinkDevice, Relays};
 use sync_link::relay::{RelayUrl, RelayUrlError};
 use sync_link::rendezvous::{Found, LookupId as Place, Publication, Record, race};
-use sync_store::{Content, PeerNote, StoreError};
+use sync_store::{Content, NewEntry, PeerNote, StoreError};
 use sync_types::bounds::{MAX_ADDRESSES, MAX_FRAME, MAX_NAME, MAX_TOKEN};
 use sync_types::invite::LINK_PREFIX;
 use sync_types::{
     AuthorId, AuthorKeys, BlobId, Consent, DeviceId, ErrorCode, Frame, Grant, GroupId, InviteId, InviteRecord,
-    InviteState, Operation, ReplicaId, Role, SignedOperation, Ticket, Timestamp,
+    InviteState, MemberId, Operation, ReplicaId, Role, SharedInvite, SignedOperation, Ticket, Timestamp,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -170,8 +171,8 @@ pub(crate) async fn invite(
     let id = keys.invite_id();
     let lifetime = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX).min(INVITE_LIFETIME_MS);
     let expires = Timestamp(now().0.saturating_add(lifetime));
-    record_invite(group, &keys, expires, person).await?;
-    let outcome = serve(device, group, keys, expires, InviteState::Open, at).await;
+    record_invite(group, &keys, expires, person, &at).await?;
+    let outcome = serve(device, group, keys, expires, InviteState::Open, at, true).await;
     Ok(Invitation { id, code: text, link: ticket.to_link(), expires, outcome })
 }
 
@@ -183,41 +184,65 @@ async fn serve(
     expires: Timestamp,
     state: InviteState,
     at: Vec<RelayUrl>,
+    ours: bool,
 ) -> watch::Receiver<Option<InviteOutcome>> {
     let id = keys.invite_id();
     let (outcome, watched) = watch::channel(None);
-    let record = record(device, &keys, state, expires);
-    let publications = publish(device, &keys, record).await;
+    let publications = if ours && now().0 < expires.0.saturating_add(millis(CLOSED_WAIT)) {
+        let record = record(device, &keys, state, expires);
+        publish(device, &keys, record).await
+    } else {
+        Vec::new()
+    };
     let relayed = device.closed().child_token();
     let open =
         OpenInvite { group: group.id, keys: keys.clone(), expires, publications, relayed: relayed.clone(), outcome };
     lock(&device.invites).insert(id, open);
-    // one that has ended is not left at a relay again
-    let at = if state == InviteState::Open { &at[..] } else { &[] };
-    relayed::attend_all(device, group, &keys, expires, at, &relayed).await;
+    // nobody is let in any more by one that was used or taken back
+    let at = if matches!(state, InviteState::Open | InviteState::Expired) { &at[..] } else { &[] };
+    relayed::attend_all(device, group, &keys, expires, at, ours, &relayed).await;
     let (inner, group) = (device.clone(), group.clone());
     let left = expires.0.saturating_sub(now().0).min(INVITE_LIFETIME_MS);
     device.spawn(async move { tend(&inner, &group, id, left).await });
     watched
 }
 
-/// Answers again what this device answered when it was last closed or killed, and says what became of the rest.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Answers again what this device answered when it was last closed or killed, and says what became of the rest; also
+/// answers what others share with it.
 pub(crate) async fn resume(device: &Arc<Inner>, group: &Arc<Group>) -> Result<(), ClientError> {
     let id = group.id;
     let known = group.store().read(move |reader| reader.invites(&id)).await?;
-    let closed_wait = u64::try_from(CLOSED_WAIT.as_millis()).unwrap_or(u64::MAX);
     for (invite, status) in known {
-        if now().0 < status.expires.0.saturating_add(closed_wait)
-            && let Some(keys) = secrets::invite(group.shared(), invite).await?
-        {
-            let at = relays::used(group).await;
-            serve(device, group, keys, status.expires, status.state_at(now()), at).await;
+        let membership = group.membership();
+        let status = status.seen_in(&invite, &membership, None);
+        let is_fresh = now().0 < status.expires.0.saturating_add(millis(CLOSED_WAIT));
+        let served = lock(&device.invites).contains_key(&invite);
+        if served || !(is_fresh || status.may_wait(now())) {
+            continue;
+        }
+        let Some((keys, shared)) = secrets::invite(group.shared(), invite).await? else { continue };
+        let ours = match membership.invite(&invite) {
+            Some(invited) => secrets::author(group.shared(), invited.by).await.is_ok(),
+            None => true,
+        };
+        let own = membership.author(&group.author().secret().id());
+        let may = own
+            .is_some_and(|own| place((shared.role, shared.member), (own.role, own.member), own.keys.verify).is_some());
+        if ours || may {
+            let mut at = relays::used(group).await;
+            let named = relays::told(&at, &shared.relays);
+            relays::add_new(&mut at, named);
+            serve(device, group, keys, status.expires, status.state_at(now()), at, ours).await;
         }
     }
     Ok(())
 }
 
-/// Writes the invite's membership entry, its state and its keys in one transaction.
+/// Writes the invite's membership entry, its state and its keys, and shares it with the members that may answer it.
 ///
 /// It is for a person of their own with a role, or for one more device of ours.
 async fn record_invite(
@@ -225,6 +250,7 @@ async fn record_invite(
     keys: &InviteKeys,
     expires: Timestamp,
     person: Option<Role>,
+    at: &[RelayUrl],
 ) -> Result<(), ClientError> {
     let membership = group.membership();
     let author = group.author();
@@ -235,7 +261,8 @@ async fn record_invite(
     let id = keys.invite_id();
     let (role, member) = person.map_or((own.role, Some(own.member)), |role| (role, None));
     let operation = Operation::Invite { id, verifier: keys.verifier(), role, member, expires };
-    let sealed = secrets::seal_invite(group.shared(), keys);
+    let shared = SharedInvite { prk: *keys.expose_prk(), role, member, relays: relays::shareable(at) };
+    let sealed = secrets::seal_invite(group.shared(), id, &shared);
     let group_id = group.id;
     group
         .store()
@@ -244,14 +271,20 @@ async fn record_invite(
             txn.put_invite(&group_id, &id, expires)
         })
         .await?;
-    append_operation(group, operation).await
+    let mut entries = vec![operation_entry(group, operation)];
+    entries.extend(away::entry(group, id, &shared));
+    group.append(entries).await?;
+    Ok(())
+}
+
+fn operation_entry(group: &Group, operation: Operation) -> NewEntry {
+    let seen = group.membership().seen_by(&group.author().secret().id());
+    let payload = SignedOperation { seen, operation }.encode();
+    group.entry(BlobId(draw(&group.shared().rng)), Content::Membership(payload))
 }
 
 pub(crate) async fn append_operation(group: &Group, operation: Operation) -> Result<(), ClientError> {
-    let payload =
-        SignedOperation { seen: group.membership().seen_by(&group.author().secret().id()), operation }.encode();
-    let blob_id = BlobId(draw(&group.shared().rng));
-    group.append(vec![group.entry(blob_id, Content::Membership(payload))]).await?;
+    group.append(vec![operation_entry(group, operation)]).await?;
     Ok(())
 }
 
@@ -303,7 +336,20 @@ async fn tend(device: &Arc<Inner>, group: &Group, id: InviteId, lifetime_ms: u64
     }
     tokio::select! {
         () = tokio::time::sleep(CLOSED_WAIT) => {}
-        () = closed.cancelled() => {}
+        () = closed.cancelled() => return,
+    }
+    let status = group.store().read(move |reader| reader.invite(&group_id, &id)).await.ok().flatten();
+    if let Some(status) = status.map(|status| status.seen_in(&id, &group.membership(), None))
+        && status.may_wait(now())
+    {
+        // what was left at a relay in time still waits for an answer
+        let publications = lock(&device.invites).get_mut(&id).map(|open| std::mem::take(&mut open.publications));
+        publications.into_iter().flatten().for_each(Publication::leave);
+        let left = status.expires.0.saturating_add(REQUEST_LIFETIME_MS).saturating_sub(now().0);
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(left)) => {}
+            () = closed.cancelled() => return,
+        }
     }
     let open = lock(&device.invites).remove(&id);
     if let Some(open) = open {
@@ -361,6 +407,18 @@ pub(crate) async fn revoke(device: &Arc<Inner>, invite: &str) -> Result<(), Clie
         }
     }
     Err(ClientError::InviteNotFound)
+}
+
+/// Takes back every invite of a group that is known here and unused: who was removed may have read what shares it.
+pub(crate) async fn revoke_open(group: &Group) -> Result<(), ClientError> {
+    let (id, membership) = (group.id, group.membership());
+    for (invite, status) in group.store().read(move |reader| reader.invites(&id)).await? {
+        if status.seen_in(&invite, &membership, None).may_wait(now()) {
+            group.store().write(0, move |txn| txn.set_invite(&id, &invite, InviteState::Revoked, None)).await?;
+            append_operation(group, Operation::Revoke { id: invite }).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Reads a code or a link.
@@ -440,7 +498,7 @@ impl Request {
 async fn grant(device: &Arc<Inner>, connection: &Connection, stream: &mut FrameStream) -> Result<(), ErrorCode> {
     let request = Request::of(receive(stream).await?).ok_or(ErrorCode::Protocol)?;
     let binding = connection.export(EXPORT_LABEL, b"").map_err(|_| ErrorCode::Unavailable)?;
-    let (group, grant) = answer_to(device, &request, &binding).await?;
+    let (group, grant) = answer_to(device, &request, &binding, now()).await?;
     let frame = Frame::Grant(grant).encode();
     let sending = async { stream.sender.send(frame).await.is_ok() && stream.sender.flush().await.is_ok() };
     let sent = tokio::time::timeout(STEP_WAIT, sending).await.unwrap_or(false);
@@ -452,10 +510,15 @@ async fn grant(device: &Arc<Inner>, connection: &Connection, stream: &mut FrameS
     Ok(())
 }
 
-/// Admits who asks, and makes what it is told.
-async fn answer_to(device: &Inner, request: &Request, binding: &[u8; 32]) -> Result<(Arc<Group>, Grant), ErrorCode> {
+/// Admits who asked at some time, and makes what it is told.
+async fn answer_to(
+    device: &Inner,
+    request: &Request,
+    binding: &[u8; 32],
+    asked: Timestamp,
+) -> Result<(Arc<Group>, Grant), ErrorCode> {
     let group = group_of(device, request.invite).await.ok_or(ErrorCode::InviteWrong)?;
-    admit(device, &group, request, binding).await?;
+    admit(device, &group, request, binding, asked).await?;
     let grant = make_grant(device, &group, request, binding).await?;
     Ok((group, grant))
 }
@@ -511,11 +574,18 @@ async fn group_of(device: &Inner, invite: InviteId) -> Option<Arc<Group>> {
 }
 
 /// Gives the invite to the joiner durably, unless that happened before.
-async fn admit(device: &Inner, group: &Arc<Group>, request: &Request, binding: &[u8; 32]) -> Result<(), ErrorCode> {
+async fn admit(
+    device: &Inner,
+    group: &Arc<Group>,
+    request: &Request,
+    binding: &[u8; 32],
+    asked: Timestamp,
+) -> Result<(), ErrorCode> {
     let unavailable = |_| ErrorCode::Unavailable;
     let (id, invite, author) = (group.id, request.invite, request.keys.verify);
     let _one = device.admitting.lock().await;
-    let keys = secrets::invite(group.shared(), invite).await.map_err(unavailable)?.ok_or(ErrorCode::InviteWrong)?;
+    let known = secrets::invite(group.shared(), invite).await.map_err(unavailable)?;
+    let (keys, shared) = known.ok_or(ErrorCode::InviteWrong)?;
     // an author that is admitted already asks with the keys that were admitted
     let same_keys = group.membership().author(&author).is_none_or(|admitted| admitted.keys == request.keys);
     let proven = verify_join(&keys.verifier(), binding, &invite, &request.keys, &request.invite_proof)
@@ -524,11 +594,14 @@ async fn admit(device: &Inner, group: &Arc<Group>, request: &Request, binding: &
         && same_keys;
     // a newcomer whose token would be too long could not prove itself: better no admission than a useless one
     let own = group.membership().token(&group.author().secret().id());
-    let room = own.is_some_and(|token| token.len() < MAX_TOKEN);
+    let membership = group.membership();
+    let room = own.is_some_and(|token| token.len() < MAX_TOKEN) && place_of(group, &shared, author).is_some();
     // the invite is used first: of a crash between the two, the joiner hears that it was used by itself and gets its
     // admission then, and nobody else can get in
     let decided = group.store().write(0, move |txn| {
-        let decision = decide(txn.reader().invite(&id, &invite)?.as_ref(), author, proven, now());
+        let status = txn.reader().invite(&id, &invite)?;
+        let status = status.map(|status| status.seen_in(&invite, &membership, Some(author)));
+        let decision = decide(status.as_ref(), author, proven, asked, now());
         if decision == Decision::Admit && room {
             txn.set_invite(&id, &invite, InviteState::Used, Some(author))?;
         }
@@ -539,6 +612,13 @@ async fn admit(device: &Inner, group: &Arc<Group>, request: &Request, binding: &
         Decision::Admit if !room => Err(ErrorCode::Unavailable),
         Decision::Admit | Decision::GrantAgain => Ok(()),
     }
+}
+
+/// As what this device may let a joiner in by an invite.
+fn place_of(group: &Group, shared: &SharedInvite, joiner: AuthorId) -> Option<(Role, MemberId)> {
+    let membership = group.membership();
+    let own = membership.author(&group.author().secret().id())?;
+    place((shared.role, shared.member), (own.role, own.member), joiner)
 }
 
 async fn make_grant(
@@ -552,15 +632,10 @@ async fn make_grant(
         ErrorCode::Unavailable
     };
     let author = request.keys.verify;
+    let known = secrets::invite(group.shared(), request.invite).await.map_err(|error| unavailable(&error))?;
+    let (keys, shared) = known.ok_or(ErrorCode::InviteWrong)?;
     if !group.membership().is_admitted(&author) {
-        let membership = group.membership();
-        let own = membership.author(&group.author().secret().id()).ok_or(ErrorCode::Unavailable)?;
-        let (own_role, own_member) = (own.role, own.member);
-        // a person of their own, or one more device of ours
-        let (role, member) = match membership.invite(&request.invite) {
-            Some(Invited { role, member: None, .. }) => (*role, request.keys.verify.into()),
-            _ => (own_role, own_member),
-        };
+        let (role, member) = place_of(group, &shared, author).ok_or(ErrorCode::Unavailable)?;
         let (keys, invite) = (request.keys.clone(), Some(request.invite));
         let consent = Consent { binding: *binding, proof: request.author_proof };
         let operation = Operation::Admit { keys, member, role, invite, consent };
@@ -578,8 +653,6 @@ async fn make_grant(
     let epochs = group.keys().everything();
     let epochs = with_rng(&group.shared().rng, |rng| seal_grant(&id, binding, &admitted.keys.kem, &epochs, rng))
         .map_err(|error| unavailable(&error))?;
-    let keys = secrets::invite(group.shared(), request.invite).await.map_err(|error| unavailable(&error))?;
-    let keys = keys.ok_or(ErrorCode::InviteWrong)?;
     let mut grant = Grant {
         charter: row.charter,
         token,
@@ -627,17 +700,24 @@ pub(crate) async fn join(
         },
         Err(error) => error,
     };
-    let mut said = Vec::new();
+    // this takes the place of what waits for an answer by the same code
+    relayed::stop_waiting(device, keys.invite_id());
+    let (mut said, mut waits) = (Vec::new(), Vec::new());
     for url in &at {
         match relayed::join(device, url, &keys, progress).await {
             Ok(group) => return Ok(group),
             Err(relayed::JoinError::NotThere) => {}
+            Err(relayed::JoinError::Waits) => waits.push(url.authority()),
             Err(relayed::JoinError::Relay(error)) => {
                 tracing::debug!(relay = %url.authority(), %error, "could not join through the relay");
                 said.push(format!("at {} {error}", url.authority()));
             }
             Err(relayed::JoinError::Ended(error)) => return Err(error),
         }
+    }
+    if !waits.is_empty() {
+        relayed::resume(device, Some(keys.invite_id())).await?;
+        return Err(ClientError::JoinWaits(waits.into_iter().chain(said).collect::<Vec<_>>().join(", ")));
     }
     let said = said.join(", ");
     Err(match failed {

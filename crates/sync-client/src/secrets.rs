@@ -3,7 +3,7 @@
 use sync_crypto::author::AUTHOR_SECRET_LEN;
 use sync_crypto::{AuthorSecret, EpochSecret, InviteKeys};
 use sync_store::{StoreError, Txn};
-use sync_types::{AuthorId, EpochId, GroupId, InviteId};
+use sync_types::{AuthorId, EpochId, GroupId, InviteId, PendingJoin, SharedInvite};
 use zeroize::Zeroizing;
 
 use crate::error::ClientError;
@@ -14,6 +14,7 @@ const AUTHOR: &str = "author";
 const EPOCH: &str = "epoch";
 const INVITE: &str = "invite";
 const JOIN: &str = "join";
+const PENDING: &str = "pending-join";
 const DEVICE: &str = "device";
 
 /// A secret sealed for the database.
@@ -97,15 +98,55 @@ pub(crate) async fn epochs(shared: &Shared, group: GroupId) -> Result<Vec<(Epoch
         .collect()
 }
 
-/// Seals what an invite's keys derive from.
-pub(crate) fn seal_invite(shared: &Shared, keys: &InviteKeys) -> SealedSecret {
-    seal(shared, INVITE, keys.invite_id().0.to_vec(), keys.expose_prk())
+/// Seals what an invite is answered with.
+pub(crate) fn seal_invite(shared: &Shared, id: InviteId, invite: &SharedInvite) -> SealedSecret {
+    seal(shared, INVITE, id.0.to_vec(), &Zeroizing::new(invite.encode()))
 }
 
-/// Fetches an invite's keys.
-pub(crate) async fn invite(shared: &Shared, id: InviteId) -> Result<Option<InviteKeys>, ClientError> {
+/// Fetches what an invite is answered with.
+pub(crate) async fn invite(shared: &Shared, id: InviteId) -> Result<Option<(InviteKeys, SharedInvite)>, ClientError> {
     let secret = fetch(shared, INVITE, &id.0).await?;
-    secret.map(|prk| Ok(InviteKeys::from_prk(*fixed(&prk)?))).transpose()
+    secret
+        .map(|secret| {
+            let invite = SharedInvite::decode(&secret).map_err(|error| ClientError::Secret(error.to_string()))?;
+            Ok((InviteKeys::from_prk(invite.prk), invite))
+        })
+        .transpose()
+}
+
+/// What names a request that waits at a relay.
+fn pending_name(invite: InviteId, relay: &str) -> Vec<u8> {
+    [&invite.0[..], blake3::hash(relay.as_bytes()).as_bytes()].concat()
+}
+
+/// Keeps a request that is to be left at a relay.
+pub(crate) async fn put_pending(shared: &Shared, invite: InviteId, pending: &PendingJoin) -> Result<(), ClientError> {
+    let name = pending_name(invite, &pending.relay);
+    let sealed = seal(shared, PENDING, name, &Zeroizing::new(pending.encode()));
+    Ok(shared.store.write(0, move |txn| sealed.put(txn)).await?)
+}
+
+/// The request that was left at a relay by an invite's code.
+pub(crate) async fn pending(shared: &Shared, invite: InviteId, relay: &str) -> Option<PendingJoin> {
+    let secret = fetch(shared, PENDING, &pending_name(invite, relay)).await.ok().flatten()?;
+    PendingJoin::decode(&secret).ok()
+}
+
+/// Every request that was left at a relay and not answered.
+pub(crate) async fn all_pending(shared: &Shared) -> Result<Vec<PendingJoin>, ClientError> {
+    let all = shared.store.read(|reader| reader.secrets(PENDING)).await?;
+    all.iter()
+        .map(|sealed| {
+            let secret = open(shared, PENDING, &sealed.id, &sealed.value)?;
+            PendingJoin::decode(&secret).map_err(|error| ClientError::Secret(error.to_string()))
+        })
+        .collect()
+}
+
+/// Forgets a request that waited at a relay.
+pub(crate) async fn forget_pending(shared: &Shared, invite: InviteId, relay: &str) -> Result<(), ClientError> {
+    let name = pending_name(invite, relay);
+    Ok(shared.store.write(0, move |txn| txn.delete_secret(PENDING, &name).map(|_| ())).await?)
 }
 
 /// The author with which this device answers an invite: the same one when it asks again after a crash.
@@ -119,8 +160,11 @@ pub(crate) async fn joining_author(shared: &Shared, invite: InviteId) -> Result<
     Ok(author)
 }
 
-/// Forgets the author kept for an invite, now that it belongs to a group.
+/// Forgets the author and the requests kept for an invite, now that it belongs to a group.
 pub(crate) fn forget_joining(txn: &mut Txn<'_>, invite: InviteId) -> Result<(), StoreError> {
+    for pending in txn.reader().secrets(PENDING)?.into_iter().filter(|pending| pending.id.starts_with(&invite.0)) {
+        txn.delete_secret(PENDING, &pending.id)?;
+    }
     txn.delete_secret(JOIN, &invite.0).map(|_| ())
 }
 

@@ -111,6 +111,17 @@ CREATE TABLE invites (
   PRIMARY KEY (gid, invite)
 ) STRICT, WITHOUT ROWID;
 
+-- At a relay: requests to join that wait for a member who is away, sealed, and their answers.
+CREATE TABLE requests (
+  place BLOB NOT NULL,               -- lookup id of the code
+  number INTEGER NOT NULL,
+  owner BLOB NOT NULL,               -- what shows whose it is to answer
+  left_at INTEGER NOT NULL,          -- Unix ms
+  request BLOB NOT NULL,
+  answer BLOB,
+  PRIMARY KEY (place, number)
+) STRICT, WITHOUT ROWID;
+
 -- A folder of a group. What its files' columns mean is the engine's matter.
 CREATE TABLE folders (
   fid INTEGER PRIMARY KEY,

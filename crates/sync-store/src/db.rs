@@ -15,6 +15,7 @@ mod manage;
 mod peers;
 mod read;
 mod renew;
+mod requests;
 mod schema;
 mod snapshots;
 mod texts;
@@ -41,6 +42,7 @@ pub use peers::{Peer, PeerId, PeerNote};
 pub(crate) use read::snapshot;
 pub use read::{Batch, Limits, Reader, Sealed, StoredBytes};
 pub use renew::{Renewal, Renewed, Reopen};
+pub use requests::WaitingRequest;
 pub(crate) use schema::open_read_only;
 pub use snapshots::{
     Compaction, Dropped, RangeHere, Since, SnapshotChunk, SnapshotRow, SnapshotRowId, SnapshotState, Untaken,

@@ -26,7 +26,8 @@ pub use db::{
     Appended, Batch, Changes, ChunkPlace, Compaction, Db, DbOptions, DiskState, Dropped, FileRow, FileRowId, FolderRow,
     FolderRowId, FolderTotals, GroupChange, GroupRow, Ingested, KeptRow, KeptRowId, Limits, NewKept, Peer, PeerId,
     PeerNote, RangeHere, Reader, Renewal, Renewed, Reopen, Sealed, SealedSecret, Since, SnapshotChunk, SnapshotRow,
-    SnapshotRowId, SnapshotState, StoredBytes, StoredEntry, Text, Txn, Untaken, Window, WindowRow, make_check,
+    SnapshotRowId, SnapshotState, StoredBytes, StoredEntry, Text, Txn, Untaken, WaitingRequest, Window, WindowRow,
+    make_check,
 };
 pub use error::StoreError;
 pub use store::{Stats, Store};

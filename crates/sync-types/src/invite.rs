@@ -1,8 +1,10 @@
 //! What a rendezvous keeps, and invites as they are shown: the link, an invite's record, a member's record, and what a
-//! joiner and an inviter tell each other through a relay.
+//! joiner and an inviter tell each other through a relay. Also what a home keeps of invites it may answer, and of its own
+//! requests that wait.
 
 use crate::bounds::{MAX_ADDRESSES, MAX_RELAYS, MAX_TEXT};
-use crate::ids::{DeviceId, Timestamp};
+use crate::ids::{DeviceId, MemberId, Timestamp};
+use crate::operation::Role;
 use crate::wire::{FormatError, Reader, Writer};
 
 const VERSION: u64 = 1;
@@ -14,6 +16,12 @@ pub const RECORD_LEN: usize = 512;
 const MAX_LINK: usize = 4096;
 /// Plaintext length of what a joiner leaves at a relay: a JOIN with its keys and as many addresses as a device has.
 pub const RELAYED_LEN: usize = 4096;
+/// Kind of the entry that lets other members answer an invite.
+pub const KIND_INVITE: u16 = 32;
+/// The stream that such entries belong to.
+pub const INVITE_STREAM: &str = "invites";
+/// Bytes of a request at most: what a joiner leaves, and what sealing adds.
+const MAX_SEALED_REQUEST: usize = RELAYED_LEN + 256;
 /// Plaintext length of an answer at most: a GRANT with the longest token and as many epochs as may be.
 pub const MAX_RELAYED: usize = 1 << 20;
 
@@ -234,6 +242,100 @@ impl Relayed {
     }
 }
 
+/// What lets a member answer an invite: sealed to the group by who made it, and kept in each home that may answer.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SharedInvite {
+    /// The stretched code, from which everything of the invite derives.
+    pub prk: [u8; 32],
+    /// Role the newcomer gets.
+    pub role: Role,
+    /// The member whose further device is invited, or a new member.
+    pub member: Option<MemberId>,
+    /// Relays where the code was left.
+    pub relays: Vec<String>,
+}
+
+impl std::fmt::Debug for SharedInvite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SharedInvite").field("role", &self.role).field("relays", &self.relays).finish_non_exhaustive()
+    }
+}
+
+impl SharedInvite {
+    /// The body of the entry.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::array_of(5);
+        writer.uint(VERSION).bin(&self.prk).uint(self.role.code().into());
+        writer.bin_or_nil(self.member.as_ref().map(AsRef::as_ref)).texts(&self.relays);
+        writer.finish()
+    }
+
+    /// Reads the body of the entry.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let mut reader = Reader::new(bytes);
+        let fields = reader.array("invite", 5, 64)?;
+        check_version("invite", &mut reader)?;
+        let invite = Self {
+            prk: reader.fixed("stretched code")?,
+            role: Role::from_code(reader.uint("role")?)?,
+            member: reader.fixed_or_nil("member")?.map(MemberId),
+            relays: reader.texts("relays", MAX_RELAYS)?,
+        };
+        reader.skip("invite", fields - 5)?;
+        reader.end()?;
+        Ok(invite)
+    }
+}
+
+/// A request to join that a joiner left at a relay, as its home keeps it until there is an answer.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PendingJoin {
+    /// The stretched code.
+    pub prk: [u8; 32],
+    /// Drawn for this request.
+    pub nonce: [u8; 32],
+    /// The relay.
+    pub relay: String,
+    /// Until when an answer may come.
+    pub until: Timestamp,
+    /// What was left, sealed: the same again is the same request.
+    pub request: Vec<u8>,
+}
+
+impl std::fmt::Debug for PendingJoin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PendingJoin").field("relay", &self.relay).field("until", &self.until).finish_non_exhaustive()
+    }
+}
+
+impl PendingJoin {
+    /// The bytes that are kept, sealed.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::array_of(6);
+        writer.uint(VERSION).bin(&self.prk).bin(&self.nonce).text(&self.relay).uint(self.until.0).bin(&self.request);
+        writer.finish()
+    }
+
+    /// Reads what was kept.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let mut reader = Reader::new(bytes);
+        let fields = reader.array("pending join", 6, 64)?;
+        check_version("pending join", &mut reader)?;
+        let pending = Self {
+            prk: reader.fixed("stretched code")?,
+            nonce: reader.fixed("nonce")?,
+            relay: reader.text("relay", MAX_TEXT)?.to_owned(),
+            until: Timestamp(reader.uint("until")?),
+            request: reader.bin("request", MAX_SEALED_REQUEST)?.to_vec(),
+        };
+        reader.skip("pending join", fields - 6)?;
+        reader.end()?;
+        Ok(pending)
+    }
+}
+
 fn check_version(what: &'static str, reader: &mut Reader<'_>) -> Result<(), FormatError> {
     match reader.uint("version")? {
         VERSION => Ok(()),
@@ -277,6 +379,43 @@ mod tests {
         message.frame = vec![3; MAX_RELAYED];
         assert!(message.encode().is_err());
         assert!(Relayed::decode(&vec![0; MAX_RELAYED + 1]).is_err());
+    }
+
+    #[test]
+    fn what_lets_a_member_answer_is_read_back_and_stays_yesterdays() {
+        let mut invite = SharedInvite {
+            prk: [1; 32],
+            role: Role::Member,
+            member: Some(MemberId([2; 32])),
+            relays: vec!["ws://[::1]:1/#k".into()],
+        };
+        expect_test::expect![[r#"
+            "9501c420010101010101010101010101010101010101010101010101010101010101010101c420020202020202020202020202020202020202020202020202020202020202020291af77733a2f2f5b3a3a315d3a312f236b"
+        "#]].assert_debug_eq(&data_encoding::HEXLOWER.encode(&invite.encode()));
+        assert_eq!(SharedInvite::decode(&invite.encode()), Ok(invite.clone()));
+        invite.member = None;
+        let bytes = invite.encode();
+        assert_eq!(SharedInvite::decode(&bytes), Ok(invite.clone()));
+        assert!((0..bytes.len()).all(|len| SharedInvite::decode(&bytes[..len]).is_err()));
+        assert!(!format!("{invite:?}").contains("1, 1"), "no secret is shown");
+    }
+
+    #[test]
+    fn a_pending_join_is_read_back_and_stays_yesterdays() {
+        let pending = PendingJoin {
+            prk: [1; 32],
+            nonce: [2; 32],
+            relay: "ws://[::1]:1/#k".into(),
+            until: Timestamp(5),
+            request: vec![3; 4],
+        };
+        let bytes = pending.encode();
+        expect_test::expect![[r#"
+            "9601c4200101010101010101010101010101010101010101010101010101010101010101c4200202020202020202020202020202020202020202020202020202020202020202af77733a2f2f5b3a3a315d3a312f236b05c40403030303"
+        "#]].assert_debug_eq(&data_encoding::HEXLOWER.encode(&bytes));
+        assert_eq!(PendingJoin::decode(&bytes), Ok(pending));
+        assert!((0..bytes.len()).all(|len| PendingJoin::decode(&bytes[..len]).is_err()));
+        assert!(PendingJoin::decode(&[0; 9000]).is_err());
     }
 
     #[test]

@@ -18,6 +18,6 @@ pub use envelope::{Class, Draft, Envelope, EnvelopeType, Header};
 pub use folder::{TreePath, Vector};
 pub use frame::{Carried, ErrorCode, FeedHave, Frame, Grant, Range, Scope, Want};
 pub use ids::*;
-pub use invite::{InviteRecord, InviteState, MemberRecord, Relayed, Ticket};
+pub use invite::{InviteRecord, InviteState, MemberRecord, PendingJoin, Relayed, SharedInvite, Ticket};
 pub use operation::{Consent, Cut, Operation, Role, SignedOperation, succession_statement};
 pub use wire::{FormatError, Reader, Writer};

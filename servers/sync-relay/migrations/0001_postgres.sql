@@ -86,3 +86,14 @@ ALTER TABLE sync_relay.entries ALTER COLUMN bytes SET STORAGE EXTERNAL;
 
 CREATE INDEX entries_by_number ON sync_relay.entries (feed, number);
 CREATE INDEX entries_open ON sync_relay.entries (gid, cursor) WHERE class > 0;
+
+-- Requests to join that wait for a member who is away, sealed, and their answers.
+CREATE TABLE sync_relay.requests (
+  place bytea NOT NULL,                 -- lookup id of the code
+  number bigint NOT NULL,
+  owner bytea NOT NULL,                 -- what shows whose it is to answer
+  left_at bigint NOT NULL,              -- Unix ms
+  request bytea NOT NULL,
+  answer bytea,
+  PRIMARY KEY (place, number)
+);

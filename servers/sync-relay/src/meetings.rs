@@ -1,30 +1,36 @@
 //! Where who makes an invite and who joins by it meet: sealed records under ids that tell nothing.
 //!
-//! Kept in memory, and not for long: an inviter leaves its record again after a restart.
+//! Records are kept in memory, and not for long: an inviter leaves its record again after a restart.
+//! A request that was left while there was a record waits for days in the database, and in memory as well.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use subtle::ConstantTimeEq as _;
-use sync_link::relay::meeting::{MAX_ANSWER, MAX_REQUEST, MEETINGS_PATH, NUMBER_HEADER, POLL};
+use sync_link::relay::meeting::{
+    AGE_HEADER, MAX_ANSWER, MAX_REQUEST, MEETINGS_PATH, NUMBER_HEADER, POLL, REQUEST_LIFETIME, WAITED_HEADER,
+};
 use sync_link::rendezvous::MAX_RECORD;
+use sync_store::WaitingRequest;
+use sync_types::Timestamp;
 use tokio::sync::Notify;
 
 use crate::limiter::{Limiter, subscriber};
 use crate::server::{Inner, REQUEST_WAIT};
+use crate::storage::{Storage, StorageError};
 
-/// Time for which a record is kept: as long as an invite lasts.
+/// Time for which a record is kept and requests may be left: as long as an invite lasts.
 const LIFETIME: Duration = Duration::from_secs(600);
 /// Records kept at once.
 const MAX_MEETINGS: usize = 1000;
@@ -36,8 +42,16 @@ const MAX_REQUEST_BYTES: usize = 4 << 20;
 const MAX_ANSWER_BYTES: usize = 12 << 20;
 /// Bytes of requests and answers kept of one subscriber: one answer of any size, and room beside it.
 const MAX_OWN_BYTES: usize = 2 << 20;
-/// Requests of one record that wait for the inviter; one invite admits one device.
+/// Requests of one record that are kept; one invite admits one device.
 const MAX_REQUESTS: usize = 8;
+/// Requests that are kept longer than their record: less than half the bytes of all, so that others can always ask.
+const MAX_LASTING: usize = 400;
+/// Those of one subscriber.
+const MAX_OWN_LASTING: usize = 10;
+/// Bytes of answers that are kept longer than their record: a third of all; what is beyond is answered again.
+const MAX_LASTING_ANSWERS: usize = 4 << 20;
+/// Time to answer a request for whom it was given to, before it is given to another who may.
+const GIVEN: Duration = Duration::from_secs(15);
 /// Wait of an address that asks for what is not there, once it has done so too often; it doubles each time.
 const FIRST_WAIT: Duration = Duration::from_secs(30);
 /// The longest such wait.
@@ -88,24 +102,95 @@ enum What {
 
 struct Meeting {
     owner: Id,
-    /// Whose it is, the answers included.
-    from: IpAddr,
+    /// Whose record it is; none once its time is over, or after a restart.
+    from: Option<IpAddr>,
     /// None once it was given away.
     record: Option<Bytes>,
+    /// Until when requests may be left.
     ends: Instant,
-    /// With whose each is.
-    requests: VecDeque<(u32, IpAddr, Bytes)>,
+    requests: BTreeMap<u32, Request>,
     asked: u32,
-    answers: HashMap<u32, Bytes>,
     /// Told when a request or an answer has come.
     told: Arc<Notify>,
 }
 
+/// A request to join.
+struct Request {
+    /// Who left it; none after a restart.
+    from: Option<IpAddr>,
+    bytes: Bytes,
+    since: Instant,
+    /// How old it was then.
+    age: Duration,
+    /// It is in the database, and kept longer than the record.
+    lasts: bool,
+    /// When it was given to who may answer.
+    given: Option<Instant>,
+    answer: Option<Answer>,
+}
+
+struct Answer {
+    /// To whom it is counted.
+    from: Option<IpAddr>,
+    bytes: Bytes,
+    at: Instant,
+    lasts: bool,
+}
+
+/// Bytes that are kept no longer.
+type Freed = (What, Option<IpAddr>, usize);
+
 impl Meeting {
-    /// Whether the request with this number was made and has no answer.
-    fn may_answer(&self, number: u32) -> Result<(), Refusal> {
-        let is_next = (1..=self.asked).contains(&number) && self.answers.len() < MAX_REQUESTS;
-        if is_next && !self.answers.contains_key(&number) { Ok(()) } else { Err(Refusal::Full) }
+    /// One whose record is not here.
+    fn over(owner: Id, now: Instant) -> Self {
+        let (requests, told) = (BTreeMap::new(), Arc::default());
+        Self { owner, from: None, record: None, ends: now, requests, asked: 0, told }
+    }
+
+    fn is_live(&self) -> bool {
+        self.from.is_some()
+    }
+
+    /// Whether the request with this number is there and has no answer.
+    fn may_answer(&self, number: u32) -> Result<&Request, Refusal> {
+        self.requests.get(&number).filter(|request| request.answer.is_none()).ok_or(Refusal::Full)
+    }
+
+    /// Forgets requests and answers that are over.
+    fn forget(&mut self, now: Instant, freed: &mut Vec<Freed>) {
+        let is_live = self.is_live();
+        for (_, request) in self
+            .requests
+            .extract_if(.., |_, request| request.age(now) >= REQUEST_LIFETIME || (!request.lasts && !is_live))
+        {
+            freed.extend(request.counted());
+        }
+        for request in self.requests.values_mut() {
+            let over = |answer: &mut Answer| !answer.lasts && now.saturating_duration_since(answer.at) >= LIFETIME;
+            if let Some(answer) = request.answer.take_if(over) {
+                freed.push((What::Answer, answer.from, answer.bytes.len()));
+                request.given = None;
+            }
+        }
+    }
+}
+
+impl Request {
+    fn age(&self, now: Instant) -> Duration {
+        self.age.saturating_add(now.saturating_duration_since(self.since))
+    }
+
+    /// What is counted for it.
+    fn counted(&self) -> impl Iterator<Item = Freed> + use<> {
+        let request = (What::Request, self.from, self.bytes.len());
+        let answer = self.answer.as_ref().map(|answer| (What::Answer, answer.from, answer.bytes.len()));
+        std::iter::once(request).chain(answer)
+    }
+
+    /// For how long it is not to be given out yet to one who leaves it to others for some time.
+    fn held_back(&self, waited: Duration, now: Instant) -> Duration {
+        let given = self.given.map_or(Duration::ZERO, |given| (given + GIVEN).saturating_duration_since(now));
+        given.max(waited.saturating_sub(self.age(now)))
     }
 }
 
@@ -147,22 +232,33 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Kept {
     /// Forgets what is over.
     fn forget(&mut self, now: Instant) {
-        let ended: Vec<Meeting> =
-            self.meetings.extract_if(|_, meeting| meeting.ends <= now).map(|(_, meeting)| meeting).collect();
-        for meeting in ended {
-            self.let_go(&meeting);
+        let (mut freed, mut ended) = (Vec::new(), Vec::new());
+        for meeting in self.meetings.values_mut() {
+            if meeting.ends <= now {
+                ended.extend(meeting.from.take());
+                meeting.record = None;
+            }
+            let before = freed.len();
+            meeting.forget(now, &mut freed);
+            if freed.len() > before {
+                meeting.told.notify_waiters();
+            }
+        }
+        for (_, meeting) in self.meetings.extract_if(|_, meeting| !meeting.is_live() && meeting.requests.is_empty()) {
+            meeting.told.notify_waiters();
+        }
+        self.free(freed);
+        for from in ended {
+            self.change(from, |held| held.meetings = held.meetings.saturating_sub(1));
         }
     }
 
     /// Counts what was kept for a record no longer.
     fn let_go(&mut self, meeting: &Meeting) {
-        for (_, from, request) in &meeting.requests {
-            self.release(What::Request, *from, request.len());
+        self.free(meeting.requests.values().flat_map(Request::counted).collect());
+        if let Some(from) = meeting.from {
+            self.change(from, |held| held.meetings = held.meetings.saturating_sub(1));
         }
-        for answer in meeting.answers.values() {
-            self.release(What::Answer, meeting.from, answer.len());
-        }
-        self.change(meeting.from, |held| held.meetings = held.meetings.saturating_sub(1));
         meeting.told.notify_waiters();
     }
 
@@ -182,24 +278,30 @@ impl Kept {
     }
 
     /// Counts bytes, if there is room for them.
-    fn charge(&mut self, what: What, whose: IpAddr, bytes: usize) -> Result<(), Refusal> {
-        let own = self.held.get(&whose).map_or(0, |held| held.bytes);
+    fn charge(&mut self, what: What, whose: Option<IpAddr>, bytes: usize) -> Result<(), Refusal> {
+        let own = whose.map(|whose| self.held.get(&whose).map_or(0, |held| held.bytes));
         let (all, most) = self.bytes_of(what);
         if *all + bytes > most {
             return Err(Refusal::Full);
         }
-        if own + bytes > MAX_OWN_BYTES {
+        if own.is_some_and(|own| own + bytes > MAX_OWN_BYTES) {
             return Err(Refusal::TooFast("as much is kept of your address as may be"));
         }
         *all += bytes;
-        self.change(whose, |held| held.bytes += bytes);
+        if let Some(whose) = whose {
+            self.change(whose, |held| held.bytes += bytes);
+        }
         Ok(())
     }
 
-    fn release(&mut self, what: What, whose: IpAddr, bytes: usize) {
-        let (all, _) = self.bytes_of(what);
-        *all = all.saturating_sub(bytes);
-        self.change(whose, |held| held.bytes = held.bytes.saturating_sub(bytes));
+    fn free(&mut self, freed: Vec<Freed>) {
+        for (what, whose, bytes) in freed {
+            let (all, _) = self.bytes_of(what);
+            *all = all.saturating_sub(bytes);
+            if let Some(whose) = whose {
+                self.change(whose, |held| held.bytes = held.bytes.saturating_sub(bytes));
+            }
+        }
     }
 
     /// What is under an id, for whom the record is.
@@ -208,6 +310,33 @@ impl Kept {
         let is_own = owner.is_some_and(|owner| bool::from(owner.ct_eq(&meeting.owner)));
         if is_own { Ok(meeting) } else { Err(Refusal::NotThere) }
     }
+
+    fn requests(&self) -> impl Iterator<Item = &Request> {
+        self.meetings.values().flat_map(|meeting| meeting.requests.values())
+    }
+
+    /// Whether one more request of a subscriber may be kept longer than its record.
+    fn may_last(&self, from: IpAddr) -> bool {
+        let lasting = || self.requests().filter(|request| request.lasts);
+        lasting().count() < MAX_LASTING && lasting().filter(|other| other.from == Some(from)).count() < MAX_OWN_LASTING
+    }
+}
+
+/// What was found, and else what to wait for.
+type Looked<T> = Result<T, Pause>;
+
+/// What tells that there may be something, and the time after which to look again in any case.
+struct Pause {
+    told: Arc<Notify>,
+    at_most: Option<Duration>,
+}
+
+/// A request for whom it is to be answered by.
+#[derive(Debug, PartialEq, Eq)]
+struct Asked {
+    number: u32,
+    age: Duration,
+    request: Bytes,
 }
 
 impl Meetings {
@@ -222,7 +351,33 @@ impl Meetings {
 
     /// How many records are kept.
     pub(crate) fn count(&self) -> usize {
-        lock(&self.kept).meetings.len()
+        lock(&self.kept).meetings.values().filter(|meeting| meeting.is_live()).count()
+    }
+
+    /// Takes in the requests that waited when the relay was ended.
+    pub(crate) async fn load(&self, storage: &dyn Storage) -> Result<(), StorageError> {
+        let requests = storage.requests().await?;
+        self.restore(requests, clock(), Instant::now());
+        Ok(())
+    }
+
+    fn restore(&self, requests: Vec<WaitingRequest>, clock: Timestamp, now: Instant) {
+        let mut kept = lock(&self.kept);
+        for WaitingRequest { place, number, owner, left, request, answer } in requests {
+            // a clock that was set back makes nothing younger than new
+            let age = Duration::from_millis(clock.0.saturating_sub(left.0));
+            if age >= REQUEST_LIFETIME || kept.charge(What::Request, None, request.len()).is_err() {
+                continue;
+            }
+            let answer = answer.filter(|answer| kept.charge(What::Answer, None, answer.len()).is_ok());
+            let answer = answer.map(|bytes| Answer { from: None, bytes: bytes.into(), at: now, lasts: true });
+            let meeting = kept.meetings.entry(place).or_insert_with(|| Meeting::over(owner, now));
+            meeting.asked = meeting.asked.max(number);
+            let bytes = request.into();
+            meeting
+                .requests
+                .insert(number, Request { from: None, bytes, since: now, age, lasts: true, given: None, answer });
+        }
     }
 
     fn kept(&self, now: Instant) -> MutexGuard<'_, Kept> {
@@ -239,25 +394,26 @@ impl Meetings {
             return Err(Refusal::TooLong);
         }
         let mut kept = self.kept(now);
-        let count = kept.meetings.len();
-        let own = kept.held.get(&from).map_or(0, |held| held.meetings);
         match kept.meetings.get_mut(&id) {
-            Some(meeting) if !bool::from(meeting.owner.ct_eq(&owner)) => Err(Refusal::Taken),
-            Some(meeting) => {
+            Some(meeting) if !bool::from(meeting.owner.ct_eq(&owner)) => return Err(Refusal::Taken),
+            Some(meeting) if meeting.is_live() => {
                 meeting.record = meeting.record.as_ref().map(|_| record);
-                Ok(())
+                return Ok(());
             }
-            None if count >= MAX_MEETINGS => Err(Refusal::Full),
-            None if own >= MAX_OWN_MEETINGS => Err(Refusal::TooFast("your address has as many codes here as it may")),
-            None => {
-                let (requests, answers, told) = (VecDeque::new(), HashMap::new(), Arc::default());
-                let ends = now + LIFETIME;
-                let record = Some(record);
-                kept.meetings.insert(id, Meeting { owner, from, record, ends, requests, asked: 0, answers, told });
-                kept.change(from, |held| held.meetings += 1);
-                Ok(())
-            }
+            _ => {}
         }
+        let count = kept.meetings.values().filter(|meeting| meeting.is_live()).count();
+        let own = kept.held.get(&from).map_or(0, |held| held.meetings);
+        if count >= MAX_MEETINGS {
+            return Err(Refusal::Full);
+        }
+        if own >= MAX_OWN_MEETINGS {
+            return Err(Refusal::TooFast("your address has as many codes here as it may"));
+        }
+        let meeting = kept.meetings.entry(id).or_insert_with(|| Meeting::over(owner, now));
+        (meeting.from, meeting.record, meeting.ends) = (Some(from), Some(record), now + LIFETIME);
+        kept.change(from, |held| held.meetings += 1);
+        Ok(())
     }
 
     fn fetch(&self, from: IpAddr, id: &Id, now: Instant) -> Result<Bytes, Refusal> {
@@ -268,19 +424,37 @@ impl Meetings {
         })
     }
 
-    fn ask(&self, from: IpAddr, id: &Id, request: Bytes, now: Instant) -> Result<u32, Refusal> {
+    /// Leaves a request: its number, and its owner where it is to be kept in the database. What is here has its number.
+    fn ask(&self, from: IpAddr, id: &Id, request: &Bytes, now: Instant) -> Result<(u32, Option<Id>), Refusal> {
         self.look_for(from, now, || {
             let mut kept = self.kept(now);
-            if kept.meetings.get(id).ok_or(Refusal::NotThere)?.requests.len() >= MAX_REQUESTS {
+            let lasts = kept.may_last(from);
+            let meeting = kept.meetings.get(id).ok_or(Refusal::NotThere)?;
+            if let Some((number, _)) = meeting.requests.iter().find(|(_, same)| same.bytes == *request) {
+                return Ok((*number, None));
+            }
+            if !meeting.is_live() {
+                return Err(Refusal::NotThere);
+            }
+            if meeting.requests.len() >= MAX_REQUESTS {
                 return Err(Refusal::Full);
             }
-            kept.charge(What::Request, from, request.len())?;
+            kept.charge(What::Request, Some(from), request.len())?;
             let meeting = kept.meetings.get_mut(id).ok_or(Refusal::NotThere)?;
             meeting.asked += 1;
             let number = meeting.asked;
-            meeting.requests.push_back((number, from, request));
+            let left = Request {
+                from: Some(from),
+                bytes: request.clone(),
+                since: now,
+                age: Duration::ZERO,
+                lasts,
+                given: None,
+                answer: None,
+            };
+            meeting.requests.insert(number, left);
             meeting.told.notify_waiters();
-            Ok(number)
+            Ok((number, lasts.then_some(meeting.owner)))
         })
     }
 
@@ -308,6 +482,14 @@ impl Meetings {
         Ok(())
     }
 
+    /// Forgets a request that needs no answer, or whose answer has come.
+    fn drop_request(&self, id: &Id, owner: Option<Id>, number: u32, now: Instant) -> Result<(), Refusal> {
+        let mut kept = self.kept(now);
+        let dropped = kept.own(id, owner)?.requests.remove(&number).ok_or(Refusal::NotThere)?;
+        kept.free(dropped.counted().collect());
+        Ok(())
+    }
+
     /// Keeps room for an answer that is to be read.
     fn reserve(
         &self,
@@ -325,51 +507,65 @@ impl Meetings {
         Ok(Reserved { meetings: self, from, bytes })
     }
 
-    fn answer(&self, id: &Id, owner: Option<Id>, number: u32, answer: Bytes, now: Instant) -> Result<(), Refusal> {
+    /// Leaves an answer; whether it is to be kept in the database.
+    fn answer(&self, id: &Id, owner: Option<Id>, number: u32, answer: Bytes, now: Instant) -> Result<bool, Refusal> {
         let mut kept = self.kept(now);
+        let lasting = kept.requests().filter_map(|request| request.answer.as_ref()).filter(|answer| answer.lasts);
+        let room = lasting.map(|answer| answer.bytes.len()).sum::<usize>() + answer.len() <= MAX_LASTING_ANSWERS;
         let meeting = kept.own(id, owner)?;
-        meeting.may_answer(number)?;
+        let lasts = meeting.may_answer(number)?.lasts && room;
         let from = meeting.from;
         kept.charge(What::Answer, from, answer.len())?;
         let meeting = kept.own(id, owner)?;
-        meeting.answers.insert(number, answer);
+        if let Some(request) = meeting.requests.get_mut(&number) {
+            request.answer = Some(Answer { from, bytes: answer, at: now, lasts });
+        }
         meeting.told.notify_waiters();
-        Ok(())
+        Ok(lasts)
     }
 
-    /// The next request, if there is one, and else what tells that there may be one.
-    fn asked(&self, id: &Id, owner: Option<Id>, now: Instant) -> Result<Result<(u32, Bytes), Arc<Notify>>, Refusal> {
+    /// The next request that was left for so long, if there is one, and else what tells that there may be one.
+    ///
+    /// Nothing is there any more once no request can be left and none waits.
+    fn asked(&self, id: &Id, owner: Option<Id>, waited: Duration, now: Instant) -> Result<Looked<Asked>, Refusal> {
         let mut kept = self.kept(now);
         let meeting = kept.own(id, owner)?;
-        let Some((number, from, request)) = meeting.requests.pop_front() else { return Ok(Err(meeting.told.clone())) };
-        kept.release(What::Request, from, request.len());
-        Ok(Ok((number, request)))
+        let is_live = meeting.is_live();
+        let mut at_most = None;
+        for (number, request) in meeting.requests.iter_mut().filter(|(_, request)| request.answer.is_none()) {
+            let held_back = request.held_back(waited, now);
+            if held_back.is_zero() {
+                request.given = Some(now);
+                return Ok(Ok(Asked { number: *number, age: request.age(now), request: request.bytes.clone() }));
+            }
+            at_most = Some(at_most.map_or(held_back, |other: Duration| other.min(held_back)));
+        }
+        if !is_live && at_most.is_none() {
+            return Err(Refusal::NotThere);
+        }
+        Ok(Err(Pause { told: meeting.told.clone(), at_most }))
     }
 
     /// The answer with a number, if there is one, and else what tells that there may be one.
-    fn answered(&self, id: &Id, number: u32, now: Instant) -> Result<Result<Bytes, Arc<Notify>>, Refusal> {
+    fn answered(&self, id: &Id, number: u32, now: Instant) -> Result<Looked<Bytes>, Refusal> {
         let mut kept = self.kept(now);
         let meeting = kept.meetings.get_mut(id).ok_or(Refusal::NotThere)?;
-        if number == 0 || number > meeting.asked {
-            return Err(Refusal::NotThere);
-        }
-        let Some(answer) = meeting.answers.remove(&number) else { return Ok(Err(meeting.told.clone())) };
-        let from = meeting.from;
-        kept.release(What::Answer, from, answer.len());
-        Ok(Ok(answer))
+        let request = meeting.requests.get(&number).ok_or(Refusal::NotThere)?;
+        let answer = request.answer.as_ref().map(|answer| answer.bytes.clone());
+        Ok(answer.ok_or_else(|| Pause { told: meeting.told.clone(), at_most: None }))
     }
 }
 
 /// Room for an answer that is being read, until dropped.
 struct Reserved<'a> {
     meetings: &'a Meetings,
-    from: IpAddr,
+    from: Option<IpAddr>,
     bytes: usize,
 }
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        lock(&self.meetings.kept).release(What::Answer, self.from, self.bytes);
+        lock(&self.meetings.kept).free(vec![(What::Answer, self.from, self.bytes)]);
     }
 }
 
@@ -413,6 +609,7 @@ pub(crate) fn routes() -> Router<Arc<Inner>> {
     Router::new()
         .route(&below(""), get(fetch).put(publish).delete(withdraw))
         .route(&below("/requests"), post(ask).get(asked))
+        .route(&below("/requests/{number}"), delete(drop_request))
         .route(&below("/answers/{number}"), put(answer).get(answered))
 }
 
@@ -431,22 +628,38 @@ async fn whole(body: Body, most: usize) -> Result<Bytes, Refusal> {
     read.ok().and_then(Result::ok).ok_or(Refusal::TooLong)
 }
 
+/// Now, by this machine's clock.
+fn clock() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// What the database did; where it does not work nothing is promised.
+fn durable<T>(done: Result<T, StorageError>) -> Result<T, Refusal> {
+    done.map_err(|error| {
+        tracing::warn!(%error, "database does not work");
+        Refusal::Full
+    })
+}
+
 /// Waits for something that may be there later.
-async fn wait_for<T>(mut look: impl FnMut() -> Result<Result<T, Arc<Notify>>, Refusal>) -> Result<Option<T>, Refusal> {
+async fn wait_for<T>(mut look: impl FnMut() -> Result<Looked<T>, Refusal>) -> Result<Option<T>, Refusal> {
     let give_up = tokio::time::Instant::now() + POLL;
     loop {
-        let told = match look()? {
+        let Pause { told, .. } = match look()? {
             Ok(found) => return Ok(Some(found)),
-            Err(told) => told,
+            Err(pause) => pause,
         };
         let notified = told.notified();
         tokio::pin!(notified);
         notified.as_mut().enable();
         // it may have come before we listened
-        if let Ok(found) = look()? {
-            return Ok(Some(found));
-        }
-        if tokio::time::timeout_at(give_up, notified).await.is_err() {
+        let at_most = match look()? {
+            Ok(found) => return Ok(Some(found)),
+            Err(pause) => pause.at_most,
+        };
+        let again = at_most.map_or(give_up, |wait| give_up.min(tokio::time::Instant::now() + wait));
+        if tokio::time::timeout_at(again, notified).await.is_err() && tokio::time::Instant::now() >= give_up {
             return Ok(None);
         }
     }
@@ -480,7 +693,10 @@ async fn withdraw(
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Refusal> {
-    inner.relay.meetings.withdraw(&parse(&id)?, owner(&headers), Instant::now()).map(|()| StatusCode::NO_CONTENT)
+    let id = parse(&id)?;
+    inner.relay.meetings.withdraw(&id, owner(&headers), Instant::now())?;
+    durable(inner.relay.storage.forget_requests(id, None).await)?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn ask(
@@ -491,8 +707,19 @@ async fn ask(
     body: Body,
 ) -> Result<Response, Refusal> {
     let request = whole(body, MAX_REQUEST).await?;
-    let from = subscriber(inner.asking(&headers, socket));
-    let number = inner.relay.meetings.ask(from, &parse(&id)?, request, Instant::now())?;
+    let (id, from) = (parse(&id)?, subscriber(inner.asking(&headers, socket)));
+    let (meetings, storage) = (&inner.relay.meetings, &inner.relay.storage);
+    let (number, owner) = meetings.ask(from, &id, &request, Instant::now())?;
+    if let Some(owner) = owner {
+        let left = clock();
+        let oldest = Timestamp(left.0.saturating_sub(u64::try_from(REQUEST_LIFETIME.as_millis()).unwrap_or(u64::MAX)));
+        let waiting = WaitingRequest { place: id, number, owner, left, request: request.into(), answer: None };
+        if let Err(refusal) = durable(storage.keep_request(waiting, oldest).await) {
+            // it may have been answered and dropped meanwhile
+            let _ = meetings.drop_request(&id, Some(owner), number, Instant::now());
+            return Err(refusal);
+        }
+    }
     Ok((StatusCode::CREATED, [(NUMBER_HEADER, number.to_string())]).into_response())
 }
 
@@ -503,11 +730,27 @@ async fn asked(
 ) -> Result<Response, Refusal> {
     let (id, owner) = (parse(&id)?, owner(&headers));
     let meetings = &inner.relay.meetings;
-    let found = inner.unless_stopped(wait_for(|| meetings.asked(&id, owner, Instant::now()))).await?;
+    let waited = headers.get(WAITED_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let waited = Duration::from_secs(waited.unwrap_or(0)).min(POLL);
+    let found = inner.unless_stopped(wait_for(|| meetings.asked(&id, owner, waited, Instant::now()))).await?;
     Ok(match found {
-        Some((number, request)) => ([(NUMBER_HEADER, number.to_string())], request).into_response(),
+        Some(Asked { number, age, request }) => {
+            let said = [(NUMBER_HEADER, number.to_string()), (AGE_HEADER, age.as_secs().to_string())];
+            (said, request).into_response()
+        }
         None => StatusCode::NO_CONTENT.into_response(),
     })
+}
+
+async fn drop_request(
+    State(inner): State<Arc<Inner>>,
+    Path((id, number)): Path<(String, u32)>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Refusal> {
+    let id = parse(&id)?;
+    inner.relay.meetings.drop_request(&id, owner(&headers), number, Instant::now())?;
+    durable(inner.relay.storage.forget_requests(id, Some(number)).await)?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn answer(
@@ -528,7 +771,11 @@ async fn answer(
     let answer = whole(body, len).await?;
     // what is counted next is no more than this
     drop(reserved);
-    meetings.answer(&id, owner, number, answer, Instant::now()).map(|()| StatusCode::CREATED)
+    if meetings.answer(&id, owner, number, answer.clone(), Instant::now())? {
+        // where that fails, and the relay ends, the request is answered again
+        durable(inner.relay.storage.keep_answer(id, number, answer.into()).await)?;
+    }
+    Ok(StatusCode::CREATED)
 }
 
 async fn answered(
@@ -563,6 +810,19 @@ mod tests {
         kept.meetings.is_empty() && kept.held.is_empty() && kept.request_bytes + kept.answer_bytes == 0
     }
 
+    /// A request of full length unlike others.
+    fn filled(number: usize) -> Bytes {
+        let mut bytes = number.to_be_bytes().to_vec();
+        bytes.resize(MAX_REQUEST, 0);
+        bytes.into()
+    }
+
+    /// The number of the next request to answer.
+    fn next(meetings: &Meetings, waited: Duration, now: Instant) -> Result<Option<u32>, Refusal> {
+        let looked = meetings.asked(&[1; 16], Some([9; 16]), waited, now)?;
+        Ok(looked.ok().map(|asked| asked.number))
+    }
+
     /// One of many subscribers.
     fn from(number: usize) -> IpAddr {
         IpAddr::from((10_u128 << 112 | u128::try_from(number).unwrap() << 64).to_be_bytes())
@@ -587,17 +847,19 @@ mod tests {
         let (meetings, now) = (Meetings::new(RATES), Instant::now());
         meetings.publish(FROM, [1; 16], [9; 16], record(), now).unwrap();
         assert_eq!(meetings.publish(FROM, [1; 16], [8; 16], record(), now), Err(Refusal::Taken));
-        assert_eq!(meetings.ask(FROM, &[1; 16], record(), now), Ok(1));
+        assert_eq!(meetings.ask(FROM, &[1; 16], &record(), now), Ok((1, Some([9; 16]))));
         for owner in [None, Some([8; 16])] {
-            assert!(meetings.asked(&[1; 16], owner, now).is_err());
+            assert!(meetings.asked(&[1; 16], owner, Duration::ZERO, now).is_err());
             assert_eq!(meetings.answer(&[1; 16], owner, 1, record(), now), Err(Refusal::NotThere));
             assert_eq!(meetings.withdraw(&[1; 16], owner, now), Err(Refusal::NotThere));
         }
-        assert_eq!(meetings.asked(&[1; 16], Some([9; 16]), now).unwrap().unwrap(), (1, record()));
-        assert!(meetings.answered(&[1; 16], 1, now).unwrap().is_err(), "not yet");
+        assert_eq!(next(&meetings, Duration::ZERO, now), Ok(Some(1)));
+        assert!(meetings.answered(&[1; 16], 1, now).is_ok_and(|looked| looked.is_err()), "not yet");
         assert_eq!(meetings.answer(&[1; 16], Some([9; 16]), 2, record(), now), Err(Refusal::Full));
-        assert_eq!(meetings.answer(&[1; 16], Some([9; 16]), 1, record(), now), Ok(()));
-        assert_eq!(meetings.answered(&[1; 16], 1, now).unwrap().unwrap(), record());
+        assert_eq!(meetings.answer(&[1; 16], Some([9; 16]), 1, record(), now), Ok(true));
+        for _ in 0..2 {
+            assert_eq!(meetings.answered(&[1; 16], 1, now).ok().and_then(Result::ok), Some(record()));
+        }
         assert_eq!(meetings.withdraw(&[1; 16], Some([9; 16]), now), Ok(()));
         assert!(holds_nothing(&meetings));
     }
@@ -632,15 +894,16 @@ mod tests {
         let publish = |at: usize| meetings.publish(from(at / MAX_OWN_MEETINGS), id(at), [9; 16], record(), now);
         let made = (0..).take_while(|at| publish(*at).is_ok()).count();
         assert_eq!(made, MAX_MEETINGS);
-        let asked = (0..99).take_while(|_| meetings.ask(FROM, &id(0), record(), now).is_ok()).count();
+        let asked = (0..99).take_while(|at| meetings.ask(FROM, &id(0), &vec![*at].into(), now).is_ok()).count();
         assert_eq!(asked, MAX_REQUESTS);
-        let long = Bytes::from(vec![0; MAX_REQUEST]);
-        let ask = |at: usize, who: IpAddr| meetings.ask(who, &id(at / MAX_REQUESTS), long.clone(), now);
+        let ask = |at: usize, who: IpAddr| meetings.ask(who, &id(at / MAX_REQUESTS), &filled(at), now);
         let of_one = (MAX_REQUESTS..MAX_MEETINGS * MAX_REQUESTS).filter(|at| ask(*at, FROM).is_ok()).count();
         assert_eq!(of_one, MAX_OWN_BYTES / MAX_REQUEST);
-        let of_all = (MAX_REQUESTS..MAX_MEETINGS * MAX_REQUESTS).filter(|at| ask(*at, from(*at)).is_ok()).count();
+        // what was left before has its number
+        let of_all =
+            (MAX_REQUESTS + of_one..MAX_MEETINGS * MAX_REQUESTS).filter(|at| ask(*at, from(*at)).is_ok()).count();
         assert_eq!(of_one + of_all, MAX_REQUEST_BYTES / MAX_REQUEST);
-        lock(&meetings.kept).forget(now + LIFETIME);
+        lock(&meetings.kept).forget(now + REQUEST_LIFETIME);
         assert!(holds_nothing(&meetings));
         assert_eq!(
             meetings.publish(FROM, [1; 16], [9; 16], Bytes::from(vec![0; MAX_RECORD + 1]), now),
@@ -654,7 +917,7 @@ mod tests {
         let publish = |id: u8, at: Instant| meetings.publish(FROM, [id; 16], [9; 16], record(), at);
         assert_eq!((0..99).take_while(|id| publish(*id, now).is_ok()).count(), MAX_OWN_MEETINGS);
         assert!(meetings.publish(from(1), [99; 16], [9; 16], record(), now).is_ok(), "another has its own");
-        assert_eq!(meetings.ask(from(2), &[0; 16], record(), now), Ok(1));
+        assert_eq!(meetings.ask(from(2), &[0; 16], &record(), now), Ok((1, Some([9; 16]))));
         let reserve = |number| meetings.reserve(&[0; 16], Some([9; 16]), number, MAX_OWN_BYTES / 2, now);
         assert_eq!(reserve(2).err(), Some(Refusal::Full), "nobody asked that");
         let (one, other) = (reserve(1).ok(), reserve(1).ok());
@@ -663,10 +926,86 @@ mod tests {
         drop(one);
         assert!(reserve(1).is_ok());
         drop(other);
-        assert_eq!(meetings.answer(&[0; 16], Some([9; 16]), 1, record(), now), Ok(()));
+        assert_eq!(meetings.answer(&[0; 16], Some([9; 16]), 1, record(), now), Ok(true));
         assert_eq!(reserve(1).err(), Some(Refusal::Full), "it is answered");
         assert!(publish(50, now + LIFETIME).is_ok(), "the others are over");
         assert_eq!(meetings.withdraw(&[50; 16], Some([9; 16]), now + LIFETIME), Ok(()));
+        assert_eq!(meetings.drop_request(&[0; 16], Some([9; 16]), 1, now + LIFETIME), Ok(()));
+        lock(&meetings.kept).forget(now + LIFETIME);
         assert!(holds_nothing(&meetings));
+    }
+
+    #[test]
+    fn a_request_is_given_to_one_at_a_time_and_to_who_holds_back_only_after_a_while() {
+        let (meetings, now) = (Meetings::new(RATES), Instant::now());
+        meetings.publish(FROM, [1; 16], [9; 16], record(), now).unwrap();
+        assert_eq!(next(&meetings, Duration::ZERO, now), Ok(None));
+        meetings.ask(FROM, &[1; 16], &record(), now).unwrap();
+        assert_eq!(meetings.ask(FROM, &[1; 16], &record(), now), Ok((1, None)), "the same again has its number");
+        let later = |seconds| now + Duration::from_secs(seconds);
+        let waited = Duration::from_secs(5);
+        assert_eq!(next(&meetings, waited, later(4)), Ok(None));
+        assert_eq!(next(&meetings, waited, later(5)), Ok(Some(1)));
+        assert_eq!(next(&meetings, Duration::ZERO, later(19)), Ok(None), "somebody has it");
+        assert_eq!(next(&meetings, Duration::ZERO, later(20)), Ok(Some(1)), "who had it did not answer");
+        meetings.answer(&[1; 16], Some([9; 16]), 1, record(), later(20)).unwrap();
+        assert_eq!(next(&meetings, Duration::ZERO, later(60)), Ok(None));
+    }
+
+    #[test]
+    fn a_request_that_was_left_in_time_waits_for_days_and_over_a_restart_and_none_is_left_later() {
+        let (meetings, now) = (Meetings::new(RATES), Instant::now());
+        meetings.publish(FROM, [1; 16], [9; 16], record(), now).unwrap();
+        assert_eq!(meetings.ask(FROM, &[1; 16], &record(), now), Ok((1, Some([9; 16]))));
+        let restarted = Meetings::new(RATES);
+        let waiting = WaitingRequest {
+            place: [1; 16],
+            number: 1,
+            owner: [9; 16],
+            left: Timestamp(5_000),
+            request: record().into(),
+            answer: None,
+        };
+        restarted.restore(vec![waiting], Timestamp(5_000), now);
+        for meetings in [meetings, restarted] {
+            let at = now + LIFETIME;
+            assert_eq!(meetings.ask(FROM, &[1; 16], &filled(1), at), Err(Refusal::NotThere));
+            assert_eq!(meetings.ask(FROM, &[1; 16], &record(), at), Ok((1, None)), "what is here is");
+            assert_eq!(meetings.count(), 0);
+            let late = now + REQUEST_LIFETIME - Duration::from_secs(1);
+            let asked = meetings.asked(&[1; 16], Some([9; 16]), Duration::ZERO, late).ok().and_then(Result::ok);
+            assert_eq!(asked.map(|asked| asked.age), Some(REQUEST_LIFETIME - Duration::from_secs(1)));
+            assert_eq!(meetings.answer(&[1; 16], Some([9; 16]), 1, record(), late), Ok(true));
+            assert_eq!(next(&meetings, Duration::ZERO, late), Err(Refusal::NotThere), "nobody is to be answered");
+            assert_eq!(meetings.answered(&[1; 16], 1, late).ok().and_then(Result::ok), Some(record()));
+            assert!(meetings.answered(&[1; 16], 1, now + REQUEST_LIFETIME).is_err());
+            assert!(holds_nothing(&meetings));
+        }
+    }
+
+    #[test]
+    fn requests_that_wait_for_days_leave_room_for_others() {
+        let (meetings, now) = (Meetings::new(Rates { create: 5000, fetch: 50_000, missed: 3 }), Instant::now());
+        let id = |number: usize| u128::try_from(number).unwrap().to_be_bytes();
+        for at in 0..MAX_LASTING {
+            meetings.publish(from(at / MAX_OWN_MEETINGS), id(at), [9; 16], record(), now).unwrap();
+        }
+        let lasts = |who: usize, at: usize| meetings.ask(from(who), &id(at), &filled(who * 100 + at), now).unwrap().1;
+        let of_one = (0..20).filter(|at| lasts(1, *at).is_some()).count();
+        assert_eq!(of_one, MAX_OWN_LASTING);
+        let of_all = (0..MAX_LASTING).filter(|at| lasts(100 + at, *at).is_some()).count();
+        assert_eq!(of_one + of_all, MAX_LASTING);
+        lock(&meetings.kept).forget(now + LIFETIME);
+        assert_eq!(lock(&meetings.kept).requests().count(), MAX_LASTING);
+        assert!(lock(&meetings.kept).request_bytes * 2 < MAX_REQUEST_BYTES);
+        // an answer that is too long to be kept for days is given for as long as a record is
+        let long = Bytes::from(vec![0; MAX_LASTING_ANSWERS + 1]);
+        let waits = id(0);
+        let number = *lock(&meetings.kept).meetings[&waits].requests.keys().next().unwrap();
+        let answered = now + LIFETIME;
+        assert_eq!(meetings.answer(&waits, Some([9; 16]), number, long, answered), Ok(false));
+        let is_there = |at| meetings.answered(&waits, number, at).is_ok_and(|looked| looked.is_ok());
+        assert!(is_there(answered) && !is_there(answered + LIFETIME));
+        assert_eq!(lock(&meetings.kept).answer_bytes, 0);
     }
 }

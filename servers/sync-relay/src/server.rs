@@ -153,6 +153,7 @@ impl Server {
         };
         let punching = config.punching.then(|| Arc::new(Punching::new(config.limits.relayed_bytes_per_second)));
         let relay = Relay::new(config.limits.clone(), data.secret.clone(), storage, registration, punching);
+        relay.meetings.load(&*relay.storage).await?;
         let keep = (config.keep_seconds > 0).then(|| Duration::from_secs(config.keep_seconds));
         let every = Duration::from_secs(config.sweep_seconds);
         let Config { behind_proxy, public_metrics, .. } = config;

@@ -19,6 +19,12 @@ use crate::rendezvous::LookupId;
 pub const MEETINGS_PATH: &str = "/v1/meetings";
 /// The header with a request's number.
 pub const NUMBER_HEADER: &str = "x-number";
+/// The header that says for how many seconds a request must have been left: who asks so leaves it to others first.
+pub const WAITED_HEADER: &str = "x-waited";
+/// The header with the seconds for which a request was left.
+pub const AGE_HEADER: &str = "x-age";
+/// Time for which a request that was left in time waits for who may answer.
+pub const REQUEST_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Time for which a relay keeps a question open until there is an answer.
 pub const POLL: Duration = Duration::from_secs(20);
 /// Bytes of a request at most: what a joiner says, sealed.
@@ -45,6 +51,17 @@ pub enum MeetingError {
     /// It could not be asked, or refuses.
     #[error(transparent)]
     Relay(#[from] RelayError),
+}
+
+/// A request as a relay gives it to who may answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// Its number.
+    pub number: u32,
+    /// For how long it was left, by the relay's clock.
+    pub age: Duration,
+    /// What was left, sealed.
+    pub request: Bytes,
 }
 
 /// A place at a relay.
@@ -76,18 +93,27 @@ impl Meeting {
         self.call(Method::DELETE, "", Some(owner), &[], CONNECT_TIMEOUT, MAX_REQUEST).await.map(drop)
     }
 
-    /// Leaves a request for the inviter; the number under which it is answered.
+    /// Leaves a request for a member; the number under which it is answered. The same one again has the same number.
     pub async fn ask(&self, request: &[u8]) -> Result<u32, MeetingError> {
         self.call(Method::POST, "/requests", None, request, CONNECT_TIMEOUT, MAX_REQUEST).await?.number()
     }
 
-    /// The next request, as soon as there is one; none if there was none for a while.
-    pub async fn asked(&self, owner: &[u8; 16]) -> Result<Option<(u32, Bytes)>, MeetingError> {
-        let answer = self.call(Method::GET, "/requests", Some(owner), &[], POLL + CONNECT_TIMEOUT, MAX_REQUEST).await?;
+    /// The next request that was left for so long, as soon as there is one; none if there was none for a while.
+    pub async fn asked(&self, owner: &[u8; 16], waited: Duration) -> Result<Option<Asked>, MeetingError> {
+        let wait = POLL + CONNECT_TIMEOUT;
+        let headers = [(WAITED_HEADER, waited.as_secs().to_string())];
+        let answer = self.call_with(Method::GET, "/requests", Some(owner), &headers, &[], wait, MAX_REQUEST).await?;
         if answer.status == StatusCode::NO_CONTENT {
             return Ok(None);
         }
-        Ok(Some((answer.number()?, answer.body)))
+        let age = Duration::from_secs(answer.age.ok_or_else(|| RelayError::Lost("it left out an age".to_owned()))?);
+        Ok(Some(Asked { number: answer.number()?, age, request: answer.body }))
+    }
+
+    /// Has the relay forget a request: it needs no answer, or the answer has come.
+    pub async fn forget(&self, owner: &[u8; 16], number: u32) -> Result<(), MeetingError> {
+        let path = format!("/requests/{number}");
+        self.call(Method::DELETE, &path, Some(owner), &[], CONNECT_TIMEOUT, MAX_REQUEST).await.map(drop)
     }
 
     /// Answers a request.
@@ -96,7 +122,7 @@ impl Meeting {
         self.call(Method::PUT, &path, Some(owner), answer, CONNECT_TIMEOUT, MAX_REQUEST).await.map(drop)
     }
 
-    /// The answer to a request, as soon as there is one; none if there was none for a while.
+    /// The answer to a request, as soon as there is one, until the request is forgotten; none if there was none for a while.
     pub async fn answered(&self, number: u32) -> Result<Option<Bytes>, MeetingError> {
         let path = format!("/answers/{number}");
         let answer = self.call(Method::GET, &path, None, &[], POLL + CONNECT_TIMEOUT, MAX_ANSWER).await?;
@@ -112,6 +138,20 @@ impl Meeting {
         patience: Duration,
         most: usize,
     ) -> Result<Answer, MeetingError> {
+        self.call_with(method, path, owner, &[], body, patience, most).await
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "each says another part of one request")]
+    async fn call_with(
+        &self,
+        method: Method,
+        path: &str,
+        owner: Option<&[u8; 16]>,
+        headers: &[(&str, String)],
+        body: &[u8],
+        patience: Duration,
+        most: usize,
+    ) -> Result<Answer, MeetingError> {
         if !self.url.takes_codes() {
             return Err(MeetingError::Plain);
         }
@@ -121,6 +161,9 @@ impl Meeting {
             .header(HOST, self.url.authority());
         if let Some(owner) = owner {
             request = request.header(AUTHORIZATION, format!("Bearer {}", HEXLOWER.encode(owner)));
+        }
+        for (name, value) in headers {
+            request = request.header(*name, value);
         }
         let request = request.body(Full::new(Bytes::copy_from_slice(body)));
         let request = request.map_err(|error| RelayError::Unreachable(error.to_string()))?;
@@ -148,6 +191,7 @@ pub async fn get(url: &RelayUrl, path: &str) -> Result<Bytes, RelayError> {
 struct Answer {
     status: StatusCode,
     number: Option<u32>,
+    age: Option<u64>,
     body: Bytes,
 }
 
@@ -170,11 +214,13 @@ async fn exchange(url: &RelayUrl, request: Request<Full<Bytes>>, most: usize) ->
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
     let asking = async {
         let response = sender.send_request(request).await.map_err(lost)?;
-        let number = response.headers().get(NUMBER_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let said = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let number = said(NUMBER_HEADER).and_then(|text| text.parse().ok());
+        let age = said(AGE_HEADER).and_then(|text| text.parse().ok());
         let status = response.status();
         let body = Limited::new(response.into_body(), most).collect().await;
         let body = body.map_err(|error| RelayError::Lost(error.to_string()))?.to_bytes();
-        Ok(Answer { status, number, body })
+        Ok(Answer { status, number, age, body })
     };
     tokio::pin!(asking);
     tokio::select! {

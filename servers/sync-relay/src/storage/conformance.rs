@@ -16,8 +16,8 @@ use sync_core::Selection;
 use sync_core::session::Reply;
 use sync_crypto::AuthorSecret;
 use sync_crypto::author::SignPurpose;
-use sync_store::Limits;
 use sync_store::exec::{Arrival, Pull};
+use sync_store::{Limits, WaitingRequest};
 use sync_types::{
     AuthorId, BlobId, Carried, Charter, Check, Chunker, Class, Cursor, Draft, Envelope, EnvelopeHash, EnvelopeType,
     EpochId, ErrorCode, FeedHave, GroupId, GroupKind, Header, MemberId, Number, Operation, Quorum, Range, ReplicaId,
@@ -79,6 +79,7 @@ contract! {
     what_expired_and_is_lacking_is_wanted_and_stored_anew
     everything_is_there_again_after_it_was_opened_anew
     many_at_once_get_cursors_without_gaps_and_no_more_than_the_room
+    requests_to_join_are_kept_with_their_answers_until_they_are_old_or_no_longer_needed
 }
 
 #[cfg(unix)]
@@ -617,6 +618,37 @@ async fn everything_is_there_again_after_it_was_opened_anew(place: Place) {
     assert_eq!(*live.newest.borrow(), Cursor(4));
     let done = stored(&*storage, &anna, vec![bens[3].clone(), bens[1].clone()]).await;
     assert_eq!((done.new, done.refused, done.wants), (2, 0, Vec::new()));
+}
+
+async fn requests_to_join_are_kept_with_their_answers_until_they_are_old_or_no_longer_needed(place: Place) {
+    let storage = place.open().await;
+    let request = |place: u8, number: u32, left: u64| WaitingRequest {
+        place: [place; 16],
+        number,
+        owner: [9; 16],
+        left: Timestamp(left),
+        request: vec![7; 4352],
+        answer: None,
+    };
+    let [first, second, other] = [request(1, 1, 100), request(1, 2, 101), request(2, 1, 102)];
+    for each in [&first, &second, &other] {
+        storage.keep_request(each.clone(), Timestamp(0)).await.unwrap();
+    }
+    storage.keep_answer([1; 16], 2, vec![8; 70_000]).await.unwrap();
+    storage.keep_answer([5; 16], 2, vec![8]).await.unwrap();
+    storage.close().await.unwrap();
+    drop(storage);
+    let storage = place.open().await;
+    let answered = WaitingRequest { answer: Some(vec![8; 70_000]), ..second };
+    assert_eq!(storage.requests().await.unwrap(), [first, answered.clone(), other.clone()]);
+    storage.forget_requests([1; 16], Some(1)).await.unwrap();
+    assert_eq!(storage.requests().await.unwrap(), [answered, other.clone()]);
+    let later = request(3, 1, 200);
+    storage.keep_request(later.clone(), Timestamp(102)).await.unwrap();
+    assert_eq!(storage.requests().await.unwrap(), [other, later.clone()]);
+    storage.forget_requests([2; 16], None).await.unwrap();
+    assert_eq!(storage.requests().await.unwrap(), [later]);
+    storage.close().await.unwrap();
 }
 
 async fn many_at_once_get_cursors_without_gaps_and_no_more_than_the_room(place: Place) {

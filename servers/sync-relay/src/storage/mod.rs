@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use sync_core::session::Reply;
 use sync_core::{Membership, Selection};
 use sync_store::exec::{Arrival, Pull};
-use sync_store::{Limits, StoreError, Window};
+use sync_store::{Limits, StoreError, WaitingRequest, Window};
 use sync_types::{Class, Cursor, Envelope, ErrorCode, GroupId, ReplicaId, Scope, Timestamp, Want};
 use tokio::sync::watch;
 
@@ -75,6 +75,18 @@ pub(crate) trait Storage: Send + Sync {
 
     /// Drops what is sealed and was here at `before`, at most `limit` entries: returns how many.
     fn expire(&self, group: GroupId, before: Timestamp, limit: usize) -> Work<'_, usize>;
+
+    /// Keeps a request to join, and forgets those that were left before `oldest`.
+    fn keep_request(&self, request: WaitingRequest, oldest: Timestamp) -> Work<'_, ()>;
+
+    /// Keeps the answer to a request that is kept.
+    fn keep_answer(&self, place: [u8; 16], number: u32, answer: Vec<u8>) -> Work<'_, ()>;
+
+    /// Forgets a request to join, or all of a code where none is named.
+    fn forget_requests(&self, place: [u8; 16], number: Option<u32>) -> Work<'_, ()>;
+
+    /// Every request to join that is kept.
+    fn requests(&self) -> Work<'_, Vec<WaitingRequest>>;
 
     /// How much there is.
     fn usage(&self) -> Work<'_, Usage>;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::FutureExt as _;
 use sync_core::session::Reply;
 use sync_store::exec::{self, Arrival, Pull};
-use sync_store::{Limits, Store, StoredEntry, Txn, Window, WindowRow};
+use sync_store::{Limits, Store, StoredEntry, Txn, WaitingRequest, Window, WindowRow};
 use sync_types::{Class, Cursor, ErrorCode, GroupId, ReplicaId, Timestamp, Want};
 use tokio::sync::watch;
 
@@ -201,6 +201,23 @@ impl Storage for Sqlite {
             Ok(dropped.entries)
         }
         .boxed()
+    }
+
+    fn keep_request(&self, request: WaitingRequest, oldest: Timestamp) -> Work<'_, ()> {
+        async move { Ok(self.store.write(0, move |txn| txn.put_request(&request, oldest)).await?) }.boxed()
+    }
+
+    fn keep_answer(&self, place: [u8; 16], number: u32, answer: Vec<u8>) -> Work<'_, ()> {
+        async move { Ok(self.store.write(answer.len(), move |txn| txn.put_answer(&place, number, &answer)).await?) }
+            .boxed()
+    }
+
+    fn forget_requests(&self, place: [u8; 16], number: Option<u32>) -> Work<'_, ()> {
+        async move { Ok(self.store.write(0, move |txn| txn.delete_requests(&place, number)).await?) }.boxed()
+    }
+
+    fn requests(&self) -> Work<'_, Vec<WaitingRequest>> {
+        async move { Ok(self.store.read(|reader| reader.requests()).await?) }.boxed()
     }
 
     fn usage(&self) -> Work<'_, Usage> {

@@ -7,6 +7,7 @@ mod access;
 mod attacks;
 mod codes;
 mod expiry;
+mod joins;
 mod leaks;
 mod limits;
 mod mailbox;

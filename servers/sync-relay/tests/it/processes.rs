@@ -20,9 +20,11 @@ fn syncshell() -> PathBuf {
 }
 
 /// A home, used by one process after the other.
-struct Home<'a> {
-    site: &'a Site,
-    name: &'a str,
+pub(crate) struct Home<'a> {
+    pub(crate) site: &'a Site,
+    pub(crate) name: &'a str,
+    /// The directory in which processes of one machine find each other.
+    pub(crate) machine: &'a str,
 }
 
 impl Home<'_> {
@@ -33,7 +35,7 @@ impl Home<'_> {
             .env_clear()
             .env("HOME", self.site.path(""))
             .env("SYNCSHELL_HOME", self.site.path(self.name))
-            .env("SYNCSHELL_RUNTIME_DIR", self.site.path("run"))
+            .env("SYNCSHELL_RUNTIME_DIR", self.site.path(self.machine))
             .env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent")
             .env("SYNCSHELL_BIND", "loopback")
             .env("SYNCSHELL_MDNS", "off")
@@ -42,26 +44,40 @@ impl Home<'_> {
         command
     }
 
-    fn ran(&self, arguments: &[&str]) -> String {
+    pub(crate) fn ran(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn spawn(&self, arguments: &[&str]) -> Spawned {
+    /// What it said where it failed.
+    pub(crate) fn failed(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success(), "{arguments:?}: {said}");
+        said
+    }
+
+    /// What it wrote, also where it failed.
+    pub(crate) fn tried(&self, arguments: &[&str]) -> String {
+        String::from_utf8(self.command(arguments).output().unwrap().stdout).unwrap()
+    }
+
+    pub(crate) fn spawn(&self, arguments: &[&str]) -> Spawned {
         Spawned(self.command(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap())
     }
 
-    fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         serde_json::from_str(&self.ran(&["status", "--json"])).unwrap()
     }
 }
 
-struct Spawned(Child);
+/// A command that runs until it is dropped, and is killed then.
+pub(crate) struct Spawned(pub(crate) Child);
 
 impl Spawned {
     /// The first line of its output.
-    fn line(&mut self) -> Value {
+    pub(crate) fn line(&mut self) -> Value {
         use std::io::{BufRead as _, BufReader};
 
         let mut line = String::new();
@@ -81,7 +97,8 @@ impl Drop for Spawned {
 fn a_pushes_and_exits_and_b_starts_later_and_gets_everything_from_the_relay() {
     let site = Site::new();
     let relay = RelayProcess::start(&site, "relay", "");
-    let (anna, ben) = (Home { site: &site, name: "anna" }, Home { site: &site, name: "ben" });
+    let home = |name| Home { site: &site, name, machine: "run" };
+    let (anna, ben) = (home("anna"), home("ben"));
     for home in [&anna, &ben] {
         home.ran(&["init", "--key-store", "file", "--name", home.name]);
     }

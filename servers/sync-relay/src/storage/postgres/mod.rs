@@ -22,13 +22,15 @@ use futures_util::FutureExt as _;
 use rand_core::Rng as _;
 use sync_core::Membership;
 use sync_core::session::Reply;
+use sync_store::WaitingRequest;
 use sync_store::exec::{Arrival, Pull};
 use sync_store::{Limits, Window};
 use sync_types::{Cursor, ErrorCode, GroupId, ReplicaId, Timestamp, Want};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_postgres::Config;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Config, Row};
 use tokio_util::sync::CancellationToken;
 
 use super::{Live, Reading, Room, Storage, StorageError, Stored, Tail, Usage, Work};
@@ -362,6 +364,63 @@ impl Storage for Postgres {
             let dropped = log::expire(&self.shared, group, before, limit).await?;
             self.shared.expect(group).await?.tail.forget().await;
             Ok(dropped)
+        }
+        .boxed()
+    }
+
+    fn keep_request(&self, request: WaitingRequest, oldest: Timestamp) -> Work<'_, ()> {
+        async move {
+            let client = self.shared.client().await?;
+            let WaitingRequest { place, number, owner, left, request, answer } = request;
+            client.execute("DELETE FROM requests WHERE left_at < $1", &[&signed(oldest.0)]).await?;
+            let sql = "INSERT INTO requests (place, number, owner, left_at, request, answer) \
+                VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (place, number) DO UPDATE SET owner = excluded.owner, \
+                left_at = excluded.left_at, request = excluded.request, answer = excluded.answer";
+            let number = i64::from(number);
+            let values: [&(dyn ToSql + Sync); 6] =
+                [&&place[..], &number, &&owner[..], &signed(left.0), &request, &answer];
+            client.execute(sql, &values).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn keep_answer(&self, place: [u8; 16], number: u32, answer: Vec<u8>) -> Work<'_, ()> {
+        async move {
+            let client = self.shared.client().await?;
+            let sql = "UPDATE requests SET answer = $3 WHERE place = $1 AND number = $2";
+            client.execute(sql, &[&&place[..], &i64::from(number), &answer]).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn forget_requests(&self, place: [u8; 16], number: Option<u32>) -> Work<'_, ()> {
+        async move {
+            let client = self.shared.client().await?;
+            let sql = "DELETE FROM requests WHERE place = $1 AND number = coalesce($2, number)";
+            client.execute(sql, &[&&place[..], &number.map(i64::from)]).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn requests(&self) -> Work<'_, Vec<WaitingRequest>> {
+        async move {
+            let client = self.shared.client().await?;
+            let sql = "SELECT place, number, owner, left_at, request, answer FROM requests ORDER BY place, number";
+            let rows = client.query(sql, &[]).await?;
+            let read = |row: &Row| {
+                Ok(WaitingRequest {
+                    place: fixed(row.try_get(0)?)?,
+                    number: u32::try_from(row.try_get::<_, i64>(1)?).map_err(|_| damaged("a request's number"))?,
+                    owner: fixed(row.try_get(2)?)?,
+                    left: Timestamp(unsigned(row.try_get(3)?)),
+                    request: row.try_get(4)?,
+                    answer: row.try_get(5)?,
+                })
+            };
+            rows.iter().map(read).collect()
         }
         .boxed()
     }

@@ -190,6 +190,7 @@ impl Talk {
         if let Some(hello) = self.hello.take() {
             self.session.handle_frame(hello);
         }
+        let mut removals = self.relay.removals.subscribe();
         let stop = self.relay.stop.clone();
         let (stopped, deadline) = (stop.cancelled(), tokio::time::sleep(ESTABLISH_WAIT));
         tokio::pin!(stopped, deadline);
@@ -216,6 +217,12 @@ impl Talk {
                     }
                     self.newest = *self.live.newest.borrow_and_update();
                     self.session.handle_newest(self.newest);
+                }
+                Ok(()) = removals.changed() => {
+                    let membership = removals.borrow_and_update().get(&self.group).cloned();
+                    if let Some(membership) = membership {
+                        self.session.handle_membership(&membership);
+                    }
                 }
                 Ok(()) = self.live.wanted.changed() => match self.relay.storage.wants(self.group).await {
                     Ok(wants) => self.session.handle_wants(wants),

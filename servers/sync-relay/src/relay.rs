@@ -1,14 +1,17 @@
 //! What all connections of a relay share, and what is stored for them.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use subtle::ConstantTimeEq as _;
+use sync_core::Membership;
 use sync_core::session::Reply;
 use sync_store::exec::Arrival;
 use sync_types::{AuthorId, ErrorCode, GroupId, ReplicaId, Timestamp};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -42,6 +45,8 @@ pub(crate) struct Relay {
     pub(crate) wakes: Arc<Wakes>,
     /// Where connections between devices begin; none where that is switched off.
     pub(crate) punching: Option<Arc<Punching>>,
+    /// Who belongs to groups from which somebody was removed, so that open sessions hear of it.
+    pub(crate) removals: watch::Sender<BTreeMap<GroupId, Arc<Membership>>>,
     pub(crate) stop: CancellationToken,
     /// What lets a group be new here; none where everyone may.
     registration: Option<String>,
@@ -73,6 +78,7 @@ impl Relay {
             storage,
             metrics: Metrics::default(),
             wakes: Wakes::new(stop.clone()),
+            removals: watch::Sender::default(),
             stop,
             registration,
             started: Instant::now(),
@@ -109,7 +115,7 @@ impl Relay {
     ) -> Reply {
         let Limits { group_bytes, database_bytes, .. } = self.limits;
         match self.storage.store(group, arrival, Room { told_full, group_bytes, database_bytes }).await {
-            Ok(stored) => self.stored(id, stored),
+            Ok(stored) => self.stored(group, id, stored),
             Err(error) if error.is_full() => {
                 let text = "the disk of this relay is full".to_owned();
                 Reply::Full { id, code: ErrorCode::StorageFull, text }
@@ -118,10 +124,20 @@ impl Relay {
         }
     }
 
-    fn stored(&self, id: u64, stored: Stored) -> Reply {
+    fn stored(&self, group: GroupId, id: u64, stored: Stored) -> Reply {
         let Stored { lacking, new, refused, membership, wants } = stored;
         self.metrics.stored.add(new as u64);
         self.metrics.refused_entries.add(refused as u64);
+        let ends = membership.ends();
+        if !ends.is_empty() {
+            self.removals.send_if_modified(|groups| {
+                let changed = groups.get(&group).is_none_or(|known| known.ends() != ends);
+                if changed {
+                    groups.insert(group, membership.clone());
+                }
+                changed
+            });
+        }
         let Some(code) = lacking else { return Reply::Stored { id, membership, wants } };
         self.metrics.refuse(code);
         let text = match code {

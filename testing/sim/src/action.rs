@@ -96,6 +96,8 @@ pub enum Action {
     Invite { at: usize },
     /// A member starts a new epoch.
     Rotate { at: usize },
+    /// The hostile peer is removed, if it was let in.
+    Remove { at: usize },
     /// A member hands another every epoch it knows.
     Grant { from: usize, to: usize },
     /// The liar meets a replica and does its worst.
@@ -291,7 +293,7 @@ impl<R: Rng> Draw<'_, R> {
 
     fn action(&mut self) -> Action {
         let Weights { disk, rollback, network, lies, folders } = self.weights;
-        let kinds: [Kind<Self>; 22] = [
+        let kinds: [Kind<Self>; 23] = [
             (if folders > 0 { 6 } else { 24 }, Self::push),
             (8, Self::pull),
             (18, Self::connect),
@@ -309,6 +311,8 @@ impl<R: Rng> Draw<'_, R> {
             (4, Self::join),
             (1, |draw| Action::Invite { at: draw.place() }),
             (2, |draw| Action::Rotate { at: draw.place() }),
+            // what a folder took in from behind a removal stays there
+            (if folders > 0 { 0 } else { lies }, |draw| Action::Remove { at: draw.place() }),
             (1, Self::grant),
             (16 * lies, Self::lie),
             (24 * folders, Self::edit),

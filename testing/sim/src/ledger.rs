@@ -39,6 +39,9 @@ pub const NO_SILENT_OVERWRITE: &str = "no silent overwrite";
 /// No nonce is sealed with twice.
 pub const NONCES: &str = "nonces are used once";
 
+/// Who has seen a removal gives the removed member nothing, and seals in no epoch that opens for it.
+pub const REMOVED_IS_OUT: &str = "removed is out";
+
 /// That an invariant is broken.
 pub(crate) fn broken<T>(name: &'static str, text: impl Into<String>) -> Checked<T> {
     Err(Broken { name, text: text.into() })

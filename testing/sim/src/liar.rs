@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use rand_chacha::ChaCha20Rng;
 use sync_client::keys::{Author, GroupKeys};
+use sync_core::epochs::open_rotations;
 use sync_core::session::{Side, hello_statement};
 use sync_crypto::pairing::consent;
 use sync_crypto::rotation::{Before, History, make_rotation};
@@ -124,6 +125,14 @@ impl Liar {
     pub(crate) fn public(&self) -> (AuthorKeys, Consent) {
         let secret = self.author.secret();
         (secret.keys(), consent(secret, [0; 32], None))
+    }
+
+    /// The epochs of these that open for it, by what it has and with all rotations there are.
+    pub(crate) fn opens(&self, epochs: &BTreeSet<EpochId>, rotations: &[Vec<u8>]) -> Option<EpochId> {
+        let known = self.keys.read().map(|keys| keys.everything()).unwrap_or_default();
+        let secret = std::slice::from_ref(self.author.secret());
+        let opened = open_rotations(&self.group, &known, rotations, secret);
+        known.iter().chain(&opened).map(|(epoch, _)| *epoch).find(|epoch| epochs.contains(epoch))
     }
 
     /// Someone let it in.

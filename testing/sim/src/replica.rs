@@ -12,7 +12,7 @@ use sync_client::keys::{Author, GroupKeys, KeysError, SharedRng, succession};
 use sync_client::{reissued, reopen};
 use sync_core::epochs::open_rotations;
 use sync_core::session::{Effect, Reply};
-use sync_core::{Membership, Refusal};
+use sync_core::{Belonging, Membership, Refusal};
 use sync_crypto::author::AUTHOR_SECRET_LEN;
 use sync_crypto::rotation::{Before, History, make_rotation};
 use sync_crypto::{AuthorSecret, EpochSecret};
@@ -20,8 +20,8 @@ use sync_store::{
     Appended, Content, Db, DbOptions, Limits, NewEntry, Renewal, SealEntries, SealError, StoreError, Txn,
 };
 use sync_types::{
-    AuthorId, AuthorKeys, BlobId, Class, Cursor, Envelope, EnvelopeHash, EpochId, GroupId, MemberId, Number, Operation,
-    ReplicaId, Role, Scope, SignedOperation, Timestamp,
+    AuthorId, AuthorKeys, BlobId, Class, Cursor, Cut, Envelope, EnvelopeHash, EpochId, GroupId, MemberId, Number,
+    Operation, ReplicaId, Role, Scope, SignedOperation, Timestamp,
 };
 
 use crate::folder::Folder;
@@ -568,6 +568,23 @@ impl Running {
         let payload = SignedOperation { seen, operation }.encode();
         let entry = entry(BlobId(random(&self.rng)), now, Content::Membership(payload));
         self.append(&[entry]).map(|_| ())
+    }
+
+    /// Removes another author's member, if that may be done here.
+    pub(crate) fn remove(&mut self, author: AuthorId, now: Timestamp) -> Result<(), StoreError> {
+        let membership = self.membership()?;
+        let may = membership.author(&self.author()).is_some_and(|own| own.role.may_remove());
+        let Some(member) = membership.author(&author).map(|admitted| admitted.member).filter(|_| may) else {
+            return Ok(());
+        };
+        let feed = self.db.read(|reader| reader.feed(&self.group, &author))?;
+        let cuts = vec![Cut { author, number: feed.held.highest().unwrap_or_default(), hash: feed.head }];
+        self.operate(Operation::Remove { member, cuts }, now)
+    }
+
+    /// Whether an author was removed, as far as this replica knows.
+    pub(crate) fn has_removed(&mut self, author: &AuthorId) -> Result<bool, StoreError> {
+        Ok(matches!(self.membership()?.belonging(author), Belonging::Until(_)))
     }
 
     /// Stores what a peer sent in one commit, opens what it unlocks, and renews the author where it must.

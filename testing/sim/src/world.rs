@@ -17,7 +17,7 @@ use sync_types::{
 
 use crate::action::Liar as LiarRole;
 use crate::action::{Action, Left, Lie, Recording, Step};
-use crate::ledger::{CONVERGE, Checked, DURABLE, HOSTILE_INPUT, Ledger, NO_GAPS, broken};
+use crate::ledger::{CONVERGE, Checked, DURABLE, HOSTILE_INPUT, Ledger, NO_GAPS, REMOVED_IS_OUT, broken};
 use crate::liar::{Liar, Talk};
 use crate::random::{below, bytes, chance, derive, index};
 use crate::replica::{ALL, Entry, Executed, Refused, Replica, Running, entry};
@@ -136,6 +136,8 @@ pub struct World {
     liar: Option<Liar>,
     /// The liar belongs to the group.
     liar_admitted: bool,
+    /// Epochs that replicas sealed in which knew that the hostile peer was removed.
+    without_liar: BTreeSet<EpochId>,
     links: BTreeMap<u32, Link>,
     next_link: u32,
     queue: BTreeMap<(u64, u64), Event>,
@@ -197,6 +199,7 @@ impl World {
             replicas,
             liar: recording.liar.is_some().then(|| Liar::new(seed, &charter)),
             liar_admitted: false,
+            without_liar: BTreeSet::new(),
             links: BTreeMap::new(),
             next_link: 0,
             queue: BTreeMap::new(),
@@ -313,11 +316,20 @@ impl World {
         Timestamp(self.now.saturating_add_signed(self.replicas[place].clock))
     }
 
+    /// Whether a replica knows that the hostile peer was removed.
+    fn has_removed_liar(&mut self, place: usize) -> bool {
+        let Some(liar) = self.liar.as_ref().map(Liar::id) else { return false };
+        self.running(place).is_some_and(|running| running.has_removed(&liar).unwrap_or(false))
+    }
+
     /// Takes in how something on a replica went: none if its disk was to blame.
     fn attempt<T>(&mut self, place: usize, done: Result<T, StoreError>) -> Checked<Option<T>> {
+        let removed = self.has_removed_liar(place);
         let replica = &mut self.replicas[place];
         for sealed in replica.take_seals() {
             self.ledger.seal(place, replica.restored, &replica.shown, &sealed)?;
+            let epoch = Envelope::parse(&sealed).ok().filter(|envelope| envelope.header.class == Class::Sealed);
+            self.without_liar.extend(epoch.filter(|_| removed).map(|envelope| envelope.header.epoch));
         }
         if let Some(running) = &replica.running {
             replica.opens = running.with_keys(|keys| keys.epochs().collect());
@@ -408,6 +420,7 @@ impl World {
         for entry in &entries {
             self.check_sound(place, entry.hash, entry.sender, entry.number)?;
         }
+        let removed = self.has_removed_liar(place);
         for lost in self.replicas[place].held.difference(&held) {
             // what nobody had acknowledged may have been issued again by a new author
             let again = self.ledger.sealed.get(lost).is_some_and(|lost| {
@@ -417,7 +430,9 @@ impl World {
                 };
                 lost.place == place && lost.class == Class::Sealed && held.iter().any(issued)
             });
-            if !again {
+            // of who was removed what stands behind the end does not count any more
+            let ended = removed && !self.ledger.sealed.contains_key(lost);
+            if !again && !ended {
                 let what = self.ledger.sealed.get(lost).map(|sealed| (sealed.sender.short(), sealed.number));
                 return broken(DURABLE, format!("replica {place} no longer holds {what:?}, which it had stored"));
             }
@@ -675,6 +690,13 @@ impl World {
                     let author = self.running(place).map(|running| running.author());
                     let shown = shown.iter().find(|feed| Some(feed.author) == author);
                     let nothing = BTreeSet::new();
+                    let to_liar =
+                        matches!(self.links.get(&link).map(|link| &link.ends[1 - at].party), Some(Party::Liar(_)));
+                    let entries = !matches!(frame, Frame::Hello { .. }) && !envelopes(&frame).is_empty();
+                    if to_liar && entries && self.has_removed_liar(place) {
+                        let text = format!("replica {place} sends {} to the one it knows to be removed", short(&frame));
+                        return broken(REMOVED_IS_OUT, text);
+                    }
                     let holds = match self.links.get(&link).map(|link| &link.ends[1 - at].party) {
                         Some(Party::Replica { place, .. }) => &self.replicas[*place].held,
                         _ => &nothing,
@@ -970,6 +992,13 @@ impl World {
                 self.recount(*at)?;
                 self.changed(*at)
             }
+            Action::Remove { at } if *at < places && self.liar_admitted => {
+                let now = self.timestamp(*at);
+                let Some(liar) = self.liar.as_ref().map(Liar::id) else { return Ok(()) };
+                self.operate(*at, |running| running.remove(liar, now))?;
+                self.recount(*at)?;
+                self.changed(*at)
+            }
             Action::Grant { from, to } => self.grant(*from, *to),
             Action::Lie { to, dials, lie } => self.lie(*to, *dials, *lie),
             Action::Edit { at, edit, after, noticed } => self.folder_edit(*at, edit, *after, *noticed),
@@ -1254,6 +1283,8 @@ impl World {
             let invite = |id| format!("{:?} {}", membership.invite(id), membership.is_revoked(id));
             let mut have = running.db.read(|reader| reader.have(&running.group))?;
             have.sort_by_key(|feed| feed.author);
+            // what is held of a feed behind its end depends on when the removal came
+            have.retain(|feed| !membership.ends().contains_key(&feed.author));
             Ok(Shown {
                 members: membership.authors().map(author).collect(),
                 invites: invites.iter().map(invite).collect(),
@@ -1379,7 +1410,11 @@ impl World {
                 break;
             }
         }
+        for place in self.places() {
+            self.recount(place)?;
+        }
         self.check_positions()?;
+        self.check_removed()?;
         self.check_all_hold_the_same()?;
         self.share_epochs()?;
         self.finish_folders()?;
@@ -1403,6 +1438,18 @@ impl World {
             self.cut(link)?;
         }
         self.settle()
+    }
+
+    /// Nothing that was sealed by who knew of a removal opens for the removed one, whatever it gets hold of.
+    fn check_removed(&mut self) -> Checked<()> {
+        for place in self.places() {
+            let read = self.read(place, |running| running.db.read(|reader| reader.rotations(&running.group)))?;
+            let Some((rotations, liar)) = read.zip(self.liar.as_ref()) else { continue };
+            if let Some(epoch) = liar.opens(&self.without_liar, &rotations) {
+                return broken(REMOVED_IS_OUT, format!("epoch {epoch:?} opens for the one that is removed"));
+            }
+        }
+        Ok(())
     }
 
     fn check_all_hold_the_same(&mut self) -> Checked<()> {

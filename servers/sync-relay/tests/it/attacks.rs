@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use sync_types::bounds::{MAX_FRAME, MAX_WANTS};
 use sync_types::{BlobId, Check, Cursor, ErrorCode, Frame, Number, Range, Scope, Want};
 
-use crate::raw::{Member, random};
+use crate::raw::{Member, Talk, random};
 use crate::site::{PATIENCE, RelayProcess, Site};
 
 const MANY: &str = "[limits]\nconnections_per_address = 300\n";
@@ -195,4 +195,33 @@ async fn tls_handshakes_that_never_finish_are_let_go_and_nobody_notices() {
     assert!(talk.pulled().await.is_empty());
     assert!(unfinished.are_let_go().await);
     assert!(talk.pulled().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g1_who_is_removed_is_let_go_and_let_in_no_more() {
+    let site = Site::new();
+    let mut relay = RelayProcess::start(&site, "relay", MANY);
+    let mut anna = Member::founder();
+    let (ben, carol) = (anna.admit(), anna.admit());
+    let mut talk = anna.live(&relay.url).await;
+    for (at, admission) in anna.feed.iter().enumerate() {
+        talk.push(at as u64 + 1, admission.clone()).await;
+    }
+    talk.acknowledged(2).await;
+    let (mut of_ben, mut of_carol) = (ben.live(&relay.url).await, carol.live(&relay.url).await);
+    talk.push(3, anna.remove(&carol)).await;
+    talk.acknowledged(3).await;
+    assert_eq!(of_carol.error().await.0, ErrorCode::Removed);
+    of_carol.ended().await;
+    let after = anna.entry(50);
+    talk.push(4, after.clone()).await;
+    talk.acknowledged(4).await;
+    while !of_ben.pulled().await.contains(&after) {}
+    for _ in 0..2 {
+        let mut again = Talk::open(&relay.url).await;
+        again.greet(&carol, "").await;
+        assert_eq!(again.error().await.0, ErrorCode::Removed);
+        relay.kill();
+        relay.restart();
+    }
 }

@@ -64,6 +64,15 @@ impl Member {
         Self { token: vec![admission], ..Self::new(secret, self.charter.clone()) }
     }
 
+    /// Removes another author, having seen everything that was written here.
+    pub(crate) fn remove(&mut self, other: &Self) -> Vec<u8> {
+        let envelopes = self.feed.iter().map(|bytes| Envelope::parse(bytes).unwrap());
+        let seen = envelopes.filter(|envelope| envelope.header.class == Class::Membership).map(|seen| seen.hash());
+        let operation = Operation::Remove { member: MemberId(other.secret.id().0), cuts: Vec::new() };
+        let payload = SignedOperation { seen: seen.collect(), operation }.encode();
+        self.write(Class::Membership, BlobId(random()), &payload)
+    }
+
     /// Writes an entry that only its signature makes one: a relay cannot tell.
     pub(crate) fn entry(&mut self, bytes: usize) -> Vec<u8> {
         self.entry_as(BlobId(random()), bytes)

@@ -3,12 +3,12 @@
 use sync_core::{Refusal, Selection};
 use sync_types::bounds::MAX_RANGES;
 use sync_types::{
-    BlobId, Carried, Check, Class, Cursor, Number, Operation, Range, ReplicaId, Role, Scope, SignedOperation, Want,
+    BlobId, Carried, Check, Class, Cursor, Cut, Number, Operation, Range, ReplicaId, Role, Scope, SignedOperation, Want,
 };
 use tempfile::TempDir;
 
 use super::support::*;
-use crate::{Content, Limits, StoreError};
+use crate::{Content, Db, Limits, StoreError};
 
 fn everything() -> Selection {
     Selection::everything(Scope::All)
@@ -430,4 +430,44 @@ fn rotations_and_operations_are_never_handed_to_the_app() {
         .map(|carried| sync_types::Envelope::parse(&carried.envelope).unwrap().header.class)
         .collect();
     assert_eq!(classes, [Class::Membership, Class::Rotation]);
+}
+
+#[test]
+fn what_stands_behind_a_removal_is_kept_back_and_comes_again_if_the_removal_falls() {
+    let dir = TempDir::new().unwrap();
+    let (alice, bob, carol) = (author(1), author(2), author(3));
+    let (mut db, group) = founded(dir.path(), &alice);
+    let mut founder = Feed::new(group, alice.clone());
+    let admissions = [founder.admit(&bob), founder.admit(&carol)];
+    let mut feed = Feed::new(group, bob.clone());
+    let said: Vec<_> = (0..4).map(|n| feed.say(&n.to_string())).collect();
+    ingest(&mut db, &group, &[&admissions[..], &said].concat()).unwrap();
+    let sealed = |db: &Db| {
+        let read = db.read(|reader| reader.read_sealed(&group, Cursor(0), ALL)).unwrap();
+        read.entries.iter().map(|entry| (entry.number.0, entry.cursor.0)).collect::<Vec<_>>()
+    };
+    let served = |db: &Db| {
+        let read = db.read(|reader| reader.read_after(&group, Cursor(0), ALL, &everything(), None)).unwrap();
+        read.entries.into_iter().map(|carried| carried.envelope).collect::<Vec<_>>()
+    };
+    assert_eq!(sealed(&db), [(1, 3), (2, 4), (3, 5), (4, 6)]);
+
+    let cuts = vec![Cut { author: bob.id(), number: Number(2), hash: hash(&said[1]) }];
+    let tombstone = Operation::Remove { member: bob.id().into(), cuts };
+    let tombstone = Feed::new(group, carol.clone()).operate_having_seen(tombstone, &admissions);
+    ingest(&mut db, &group, std::slice::from_ref(&tombstone)).unwrap();
+    let more = ingest(&mut db, &group, &[feed.say("more")]).unwrap();
+    assert!(matches!(more.refused[..], [(0, Refusal::Removed { .. })]));
+    drop(db);
+    let mut db = open(dir.path());
+    assert_eq!(sealed(&db), [(1, 3), (2, 4)]);
+    assert!(!served(&db).contains(&said[2]) && served(&db).contains(&said[1]));
+    assert!(db.read(|reader| reader.wants(&group)).unwrap().is_empty());
+
+    // whoever signed it was removed meanwhile by somebody who had not seen it
+    let other = Operation::Remove { member: carol.id().into(), cuts: vec![] };
+    let other = founder.operate_having_seen(other, &admissions);
+    ingest(&mut db, &group, &[other]).unwrap();
+    assert_eq!(sealed(&db), [(1, 3), (2, 4), (3, 9), (4, 10)]);
+    assert!(served(&db).contains(&said[3]) && served(&db).contains(&tombstone));
 }

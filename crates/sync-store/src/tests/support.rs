@@ -124,6 +124,11 @@ impl Feed {
         self.next(Class::Membership, &SignedOperation { seen: vec![], operation }.encode())
     }
 
+    pub(crate) fn operate_having_seen(&mut self, operation: Operation, seen: &[Vec<u8>]) -> Vec<u8> {
+        let seen = seen.iter().map(|bytes| hash(bytes)).collect();
+        self.next(Class::Membership, &SignedOperation { seen, operation }.encode())
+    }
+
     pub(crate) fn admit(&mut self, newcomer: &AuthorSecret) -> Vec<u8> {
         self.operate(admission(newcomer))
     }

@@ -470,7 +470,10 @@ impl Device {
         relays: &[String],
         progress: impl Fn(JoinProgress) + Send + Sync,
     ) -> Result<SyncClient, ClientError> {
-        let group = pairing::join(&self.inner, code_or_link, relays, &progress).await?;
+        let joined = pairing::join(&self.inner, code_or_link, relays, &progress).await;
+        // at relays that only the invite let in to
+        punching::follow(&self.inner).await;
+        let group = joined?;
         Ok(SyncClient::new_in(self.inner.clone(), group))
     }
 

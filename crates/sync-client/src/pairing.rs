@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use sync_core::Membership;
 use sync_core::pairing::{Decision, INVITE_LIFETIME_MS, REQUEST_LIFETIME_MS, decide, place};
 use sync_core::session::known_as;
@@ -38,6 +39,8 @@ pub(crate) const PAIR_ALPN: &[u8] = b"syncshell/pair/1";
 const EXPORT_LABEL: &[u8] = b"syncshell pair v1";
 /// Time to reach a device directly where a relay can stand in for the way to it.
 const RELAYED_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time for relays to let in who has a link.
+const LET_IN_WAIT: Duration = Duration::from_secs(2);
 /// Time to look for who answers a code: LAN answers come within a second, a slow Wi-Fi within some.
 const LOOKUP_WAIT: Duration = Duration::from_secs(8);
 /// Time for each step of the exchange.
@@ -689,12 +692,16 @@ pub(crate) async fn join(
     progress(JoinProgress::Looking);
     let found = match ticket {
         Some(ticket) => {
+            let place = Place(keys.lookup_id().0);
+            // for being let in there: the link says more than the record
+            let let_in = at.iter().map(|url| async move { relayed::fetch(device, url, place).await.is_ok() });
+            let _ = tokio::time::timeout(LET_IN_WAIT, join_all(let_in)).await;
             Ok(Whereabouts { by: "link".to_owned(), device: ticket.device, addresses: ticket.addresses, expires: None })
         }
         None => look_up(device, &keys, &at).await,
     };
     let failed = match found {
-        Ok(found) => match join_directly(device, &keys, &found, !at.is_empty(), progress).await {
+        Ok(found) => match join_directly(device, &keys, &found, &at, progress).await {
             Err(error @ (ClientError::Unreachable(_) | ClientError::InviteExpired)) => error,
             joined => return joined,
         },
@@ -732,7 +739,7 @@ async fn join_directly(
     device: &Arc<Inner>,
     keys: &InviteKeys,
     found: &Whereabouts,
-    relayed: bool,
+    at: &[RelayUrl],
     progress: &(dyn Fn(JoinProgress) + Send + Sync),
 ) -> Result<Arc<Group>, ClientError> {
     let endpoint = device.endpoint().ok_or(ClientError::Offline)?;
@@ -742,8 +749,8 @@ async fn join_directly(
     }
     let mut addresses = device.same_machine_addresses(&found.device);
     addresses.extend(found.addresses.iter().filter_map(|text| text.parse::<SocketAddr>().ok()));
-    let patience = if relayed { RELAYED_DIAL_TIMEOUT } else { DIAL_TIMEOUT };
-    let relays = Relays { ours: Vec::new(), told: found.addresses.clone() };
+    let patience = if at.is_empty() { DIAL_TIMEOUT } else { RELAYED_DIAL_TIMEOUT };
+    let relays = Relays { ours: at.to_vec(), told: found.addresses.clone() };
     let device_id = LinkDevice(found.device.0);
     let dialled = endpoint.connect_through(device_id, &addresses, &relays, PAIR_ALPN, patience).await;
     let connection = dialled.map_err(|error| match found.expires {
@@ -766,10 +773,10 @@ struct Whereabouts {
     expires: Option<Timestamp>,
 }
 
-async fn look_up(device: &Inner, keys: &InviteKeys, at: &[RelayUrl]) -> Result<Whereabouts, ClientError> {
+async fn look_up(device: &Arc<Inner>, keys: &InviteKeys, at: &[RelayUrl]) -> Result<Whereabouts, ClientError> {
     let place = Place(keys.lookup_id().0);
     let near = device.rendezvous.iter().map(|rendezvous| rendezvous.lookup(place));
-    let mut lookup = race(near.chain(at.iter().map(|url| relayed::lookup(url, place))));
+    let mut lookup = race(near.chain(at.iter().map(|url| relayed::lookup(device, url, place))));
     let searching = tokio::time::timeout(LOOKUP_WAIT, async {
         while let Some(found) = lookup.next().await {
             let (provider, record) = match found {

@@ -47,6 +47,11 @@ impl Punching {
         (*named.by.get_or_insert(*group) == *group).then_some(named.pass)
     }
 
+    /// What this device shows at a relay, whoever names it.
+    fn shown(&self, url: &RelayUrl, drawn: impl FnOnce() -> [u8; 16]) -> [u8; 16] {
+        self.lock().entry(url.authority()).or_insert_with(|| Named { pass: drawn(), by: None }).pass
+    }
+
     /// What a group has named at a relay.
     fn named(&self, group: &GroupId, url: &RelayUrl) -> Option<[u8; 16]> {
         self.lock().get(&url.authority()).filter(|named| named.by == Some(*group)).map(|named| named.pass)
@@ -71,13 +76,24 @@ pub(crate) fn name(device: &Inner, group: &Group, url: &RelayUrl) -> Option<[u8;
 
 /// A relay takes this device as a member's: connections may begin there.
 pub(crate) async fn let_in(device: &Arc<Inner>, group: &Arc<Group>, url: &RelayUrl) {
-    let Some(endpoint) = device.endpoint() else { return };
-    if let Some(pass) = device.punching.named(&group.id, url) {
-        let pass: String = pass.iter().map(|byte| format!("{byte:02x}")).collect();
-        if endpoint.use_relay(url, &pass).await {
-            peers::dial_again(group);
-        }
+    if let Some(pass) = device.punching.named(&group.id, url)
+        && use_relay(device, url, &pass).await
+    {
+        peers::dial_again(group);
     }
+}
+
+/// What this device names where it takes the record of a code, to be let in there before it is a member.
+pub(crate) fn pass_of_guest(device: &Inner, url: &RelayUrl) -> Option<[u8; 16]> {
+    let punches = device.endpoint().is_some_and(sync_link::iroh_link::Endpoint::punches);
+    (punches && url.takes_codes()).then(|| device.punching.shown(url, || draw(&device.shared.rng)))
+}
+
+/// A relay has let this device in, by this pass.
+pub(crate) async fn use_relay(device: &Inner, url: &RelayUrl, pass: &[u8; 16]) -> bool {
+    let Some(endpoint) = device.endpoint() else { return false };
+    let pass: String = pass.iter().map(|byte| format!("{byte:02x}")).collect();
+    endpoint.use_relay(url, &pass).await
 }
 
 /// A group's channel to a relay has ended for good.

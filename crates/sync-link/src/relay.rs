@@ -472,7 +472,7 @@ mod tests {
         let url = RelayUrl::new("192.0.2.1", 9, &[7; 32]);
         let place = meeting::Meeting::new(&url, crate::rendezvous::LookupId([1; 16]));
         assert_eq!(place.publish(&[1; 16], b"sealed").await, Err(meeting::MeetingError::Plain));
-        assert_eq!(place.fetch().await, Err(meeting::MeetingError::Plain));
+        assert_eq!(place.fetch(None).await, Err(meeting::MeetingError::Plain));
     }
 
     #[test]

@@ -19,7 +19,8 @@ use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use subtle::ConstantTimeEq as _;
 use sync_link::relay::meeting::{
-    AGE_HEADER, MAX_ANSWER, MAX_REQUEST, MEETINGS_PATH, NUMBER_HEADER, POLL, REQUEST_LIFETIME, WAITED_HEADER,
+    AGE_HEADER, MAX_ANSWER, MAX_REQUEST, MEETINGS_PATH, NUMBER_HEADER, PASS_HEADER, POLL, REQUEST_LIFETIME,
+    WAITED_HEADER,
 };
 use sync_link::rendezvous::MAX_RECORD;
 use sync_store::WaitingRequest;
@@ -27,6 +28,7 @@ use sync_types::Timestamp;
 use tokio::sync::Notify;
 
 use crate::limiter::{Limiter, subscriber};
+use crate::punching::pass_of;
 use crate::server::{Inner, REQUEST_WAIT};
 use crate::storage::{Storage, StorageError};
 
@@ -685,7 +687,13 @@ async fn fetch(
     headers: HeaderMap,
 ) -> Result<Bytes, Refusal> {
     let from = subscriber(inner.asking(&headers, socket));
-    inner.relay.meetings.fetch(from, &parse(&id)?, Instant::now())
+    let record = inner.relay.meetings.fetch(from, &parse(&id)?, Instant::now())?;
+    let pass = headers.get(PASS_HEADER).and_then(|pass| pass.to_str().ok()).and_then(pass_of);
+    if let (Some(pass), Some(punching)) = (pass, &inner.relay.punching) {
+        // who has an invite is let in for as long as one whose channel has just ended
+        drop(punching.admit(pass));
+    }
+    Ok(record)
 }
 
 async fn withdraw(

@@ -193,7 +193,8 @@ impl AccessControl for Passes {
     }
 }
 
-fn pass_of(text: &str) -> Option<Pass> {
+/// The pass that a text says.
+pub(crate) fn pass_of(text: &str) -> Option<Pass> {
     data_encoding::HEXLOWER.decode(text.as_bytes()).ok()?.try_into().ok()
 }
 

@@ -25,7 +25,7 @@ use crate::device::Inner;
 use crate::error::ClientError;
 use crate::group::{Group, now};
 use crate::keys::{draw, with_rng};
-use crate::{relays, secrets};
+use crate::{punching, relays, secrets};
 
 /// Time for a relay to take a new code before the code is shown; one that takes it later is used then.
 const PUBLISH_WAIT: Duration = Duration::from_secs(3);
@@ -51,13 +51,23 @@ fn binding(nonce: &[u8; 32], joiner: &DeviceId) -> [u8; 32] {
 }
 
 /// Asks a relay for the record of a code, once.
-pub(super) fn lookup(url: &RelayUrl, place: Place) -> Lookup {
-    let meeting = Meeting::new(url, place);
-    Lookup::spawn("relay", async move |mut sink| match meeting.fetch().await {
+pub(super) fn lookup(device: &Arc<Inner>, url: &RelayUrl, place: Place) -> Lookup {
+    let (device, url) = (device.clone(), url.clone());
+    Lookup::spawn("relay", async move |mut sink| match fetch(&device, &url, place).await {
         Ok(record) => sink.candidate(&record).await,
         Err(MeetingError::NotThere) => {}
         Err(error) => sink.warn(RendezvousError::Meeting(error)).await,
     })
+}
+
+/// Takes the record of a code, and is let in for a while where connections begin.
+pub(super) async fn fetch(device: &Inner, url: &RelayUrl, place: Place) -> Result<Vec<u8>, MeetingError> {
+    let pass = punching::pass_of_guest(device, url);
+    let record = Meeting::new(url, place).fetch(pass.as_ref()).await?;
+    if let Some(pass) = pass {
+        punching::use_relay(device, url, &pass).await;
+    }
+    Ok(record.to_vec())
 }
 
 /// Why nobody was joined through a relay.

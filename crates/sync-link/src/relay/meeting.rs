@@ -21,6 +21,8 @@ pub const MEETINGS_PATH: &str = "/v1/meetings";
 pub const NUMBER_HEADER: &str = "x-number";
 /// The header that says for how many seconds a request must have been left: who asks so leaves it to others first.
 pub const WAITED_HEADER: &str = "x-waited";
+/// The header with the pass that whoever takes a record wants to be let in by where connections begin, in hex.
+pub const PASS_HEADER: &str = "x-pass";
 /// The header with the seconds for which a request was left.
 pub const AGE_HEADER: &str = "x-age";
 /// Time for which a request that was left in time waits for who may answer.
@@ -83,9 +85,10 @@ impl Meeting {
         self.call(Method::PUT, "", Some(owner), record, CONNECT_TIMEOUT, MAX_REQUEST).await.map(drop)
     }
 
-    /// Takes the record: it is given once.
-    pub async fn fetch(&self) -> Result<Bytes, MeetingError> {
-        Ok(self.call(Method::GET, "", None, &[], CONNECT_TIMEOUT, MAX_REQUEST).await?.body)
+    /// Takes the record: it is given once. With a pass, connections of who shows it may begin at the relay for a while.
+    pub async fn fetch(&self, pass: Option<&[u8; 16]>) -> Result<Bytes, MeetingError> {
+        let headers: Vec<_> = pass.map(|pass| (PASS_HEADER, HEXLOWER.encode(pass))).into_iter().collect();
+        Ok(self.call_with(Method::GET, "", None, &headers, &[], CONNECT_TIMEOUT, MAX_REQUEST).await?.body)
     }
 
     /// Takes the record back, and all that was left there.

@@ -50,7 +50,7 @@ async fn a_code_is_found_at_a_relay_that_both_sides_name() {
     assert_eq!(ways, ["relay"]);
     let outcome = tokio::time::timeout(PATIENCE, invite.outcome()).await.unwrap();
     assert!(matches!(outcome, InviteOutcome::Joined { .. }), "{outcome:?}");
-    assert_eq!(place(&relay, &invite.code).fetch().await, Err(MeetingError::Fetched));
+    assert_eq!(place(&relay, &invite.code).fetch(None).await, Err(MeetingError::Fetched));
     a.close().await;
     b.close().await;
 }
@@ -66,7 +66,7 @@ async fn who_cannot_reach_the_inviter_joins_through_the_relay_and_uses_it_from_t
     anna.push("from before").await.unwrap();
     let mut invite = a.invite(group, LIFETIME).await.unwrap();
     // whoever takes the record first learns nothing, and leaves the joiner without an address
-    let record = place(&relay, &invite.code).fetch().await.unwrap();
+    let record = place(&relay, &invite.code).fetch(None).await.unwrap();
     assert!(!record.windows(9).any(|window| window == b"127.0.0.1"));
     let (ben, ways) = join(&b, &invite.code, std::slice::from_ref(&relay.url)).await;
     assert!(ways.len() == 1 && ways[0].starts_with("relay 127.0.0.1"), "{ways:?}");
@@ -170,13 +170,13 @@ async fn who_guesses_codes_or_writes_too_much_is_refused() {
     assert_eq!(meeting.asked(&[2; 16], Duration::ZERO).await, Err(MeetingError::NotThere));
     assert_eq!(meeting.answer(&[2; 16], 1, b"forged").await, Err(MeetingError::NotThere));
     assert!(meeting.ask(&vec![0; 100_000]).await.is_err());
-    assert_eq!(meeting.fetch().await.unwrap(), "sealed");
-    assert_eq!(meeting.fetch().await, Err(MeetingError::Fetched));
+    assert_eq!(meeting.fetch(None).await.unwrap(), "sealed");
+    assert_eq!(meeting.fetch(None).await, Err(MeetingError::Fetched));
     for _ in 0..3 {
-        assert_eq!(at().fetch().await, Err(MeetingError::NotThere));
+        assert_eq!(at().fetch(None).await, Err(MeetingError::NotThere));
     }
-    assert_eq!(status(at().fetch().await.unwrap_err()), 429);
-    assert_eq!(status(meeting.fetch().await.unwrap_err()), 429, "nor what is there");
+    assert_eq!(status(at().fetch(None).await.unwrap_err()), 429);
+    assert_eq!(status(meeting.fetch(None).await.unwrap_err()), 429, "nor what is there");
     while meeting.publish(&[1; 16], b"sealed").await.is_ok() {}
     assert_eq!(status(meeting.publish(&[1; 16], b"sealed").await.unwrap_err()), 429);
     assert!(relay.http("/health").0.contains("200"));
@@ -321,7 +321,7 @@ async fn relays_that_lie_do_not_keep_an_honest_one_from_being_used() {
     let (a, b) = (site.open("anna").await, site.open("ben").await);
     let group = a.create_group().await.unwrap();
     let invite = a.invite_at(group, LIFETIME, std::slice::from_ref(&relay.url)).await.unwrap();
-    place(&relay, &invite.code).fetch().await.unwrap();
+    place(&relay, &invite.code).fetch(None).await.unwrap();
     let liars = [NOTHING, GARBAGE, HANG_UP].map(Liar::start);
     let mut named = liars.each_ref().map(|liar| liar.url.clone()).to_vec();
     let error = b.join_at(&invite.code, &named, |_| {}).await.unwrap_err();

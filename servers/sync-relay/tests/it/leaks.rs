@@ -67,7 +67,7 @@ async fn of_a_code_and_all_that_follows_a_relay_sees_no_name_content_address_dev
     let keys = InviteKeys::derive(&code).unwrap();
     let place = LookupId(keys.lookup_id().0);
     // so that the join goes through the relay as well
-    Meeting::new(&relay.url.parse().unwrap(), place).fetch().await.unwrap();
+    Meeting::new(&relay.url.parse().unwrap(), place).fetch(None).await.unwrap();
     let ben = b.join_at(&invite.code, std::slice::from_ref(&url), |_| {}).await.unwrap();
     let outcome = tokio::time::timeout(PATIENCE, invite.outcome()).await.unwrap();
     assert!(matches!(outcome, InviteOutcome::Joined { .. }));

@@ -394,7 +394,7 @@ mod tests {
         let content = encode(&backup());
         assert_eq!(
             blake3::hash(&content).to_hex().as_str(),
-            "fc9dc1cff897e3b6f25d403c1acb27588c1f516622baf9933b5f848a4605b45c"
+            "73fa0475524907e63dca95ba0ac2ad23a3da102bddb2f4f13ec4c9dfc4835323"
         );
     }
 

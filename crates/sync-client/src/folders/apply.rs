@@ -1,6 +1,7 @@
 //! Makes the folder what the group says: decides, plans, and carries out, a page of paths at a time.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -274,15 +275,23 @@ impl Applying {
         commit(folder, settled).await?;
         let planning = {
             let root = applier.root().clone();
-            tokio::task::spawn_blocking(move || plan(changes, |path| entries(&root, path)))
+            tokio::task::spawn_blocking(move || {
+                let listed = RefCell::new(Listed::new());
+                let planned = plan(changes, |path| {
+                    let found = entries(&root, path);
+                    listed.borrow_mut().insert(path.clone(), found.iter().cloned().collect());
+                    found
+                });
+                (planned, listed.into_inner())
+            })
         };
-        let planned = planning.await.map_err(|_| StoreError::Closed)?;
+        let (planned, listed) = planning.await.map_err(|_| StoreError::Closed)?;
         {
             let (now, mut guard) = (now().0, lock_guard(folder));
             planned.displaced().for_each(|(path, how)| guard.applied(now, path, how));
         }
         let mut executor = Executor::new(known);
-        keep(folder, &mut executor, planned.kept).await?;
+        keep(folder, applier, &mut executor, planned.kept, listed).await?;
         let mut left = 0;
         let mut operations = planned.operations.into_iter().peekable();
         while operations.peek().is_some() {
@@ -334,6 +343,9 @@ fn lock_guard(folder: &Folder) -> std::sync::MutexGuard<'_, Guard> {
     folder.guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// What was in directories when it was decided what stays.
+type Listed = BTreeMap<TreePath, BTreeSet<TreePath>>;
+
 /// What is in a directory, whatever it is.
 fn entries(root: &sync_folder::root::Root, path: &TreePath) -> Vec<TreePath> {
     let Ok(dir) = root.open_dir(Some(path)) else { return Vec::new() };
@@ -348,7 +360,16 @@ fn entries(root: &sync_folder::root::Root, path: &TreePath) -> Vec<TreePath> {
 }
 
 /// Directories that stay because something else is in them are as they should be.
-async fn keep(folder: &Arc<Folder>, executor: &mut Executor, kept: Vec<TreePath>) -> Result<(), StoreError> {
+///
+/// Whoever looks at one that is still to be removed leaves it to this: what is in it now and was not when that was decided,
+/// or the other way round, is looked at once more.
+async fn keep(
+    folder: &Arc<Folder>,
+    applier: &Applier,
+    executor: &mut Executor,
+    kept: Vec<TreePath>,
+    listed: Listed,
+) -> Result<(), StoreError> {
     let place = folder.place();
     let mut keeping = Vec::new();
     for path in kept {
@@ -359,7 +380,17 @@ async fn keep(folder: &Arc<Folder>, executor: &mut Executor, kept: Vec<TreePath>
     if keeping.is_empty() {
         return Ok(());
     }
-    folder.store().write(0, move |txn| index::keep(txn, &place, &keeping)).await
+    let paths: Vec<TreePath> = keeping.iter().map(|(path, _)| path.clone()).collect();
+    folder.store().write(0, move |txn| index::keep(txn, &place, &keeping)).await?;
+    let root = applier.root().clone();
+    let is_other = move |path: &TreePath| {
+        let now: BTreeSet<TreePath> = entries(&root, path).into_iter().collect();
+        listed.get(path).is_some_and(|before| *before != now)
+    };
+    let looking = tokio::task::spawn_blocking(move || paths.into_iter().filter(is_other).collect());
+    let others: Vec<TreePath> = looking.await.map_err(|_| StoreError::Closed)?;
+    others.iter().for_each(|path| folder.look_again(path));
+    Ok(())
 }
 
 /// The folder's index and its other tasks, for whoever carries something out on a thread that may block.

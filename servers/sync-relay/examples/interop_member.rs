@@ -34,11 +34,12 @@ async fn main() -> Result<()> {
     let outcome = tokio::time::timeout(PATIENCE, invite.outcome()).await.context("nobody joined")?;
     ensure!(matches!(outcome, InviteOutcome::Joined { .. }), "{outcome:?}");
     let clients = [a.client(group)?, b.client(group)?];
+    let mut pushed = Vec::new();
     for (client, body) in [(&clients[0], "bread"), (&clients[1], "milk"), (&clients[0], "and honey")] {
-        client.push(body).await?;
+        pushed.push((client, client.push(body).await?.cursor));
     }
-    for client in &clients {
-        until_handed_over(client).await?;
+    for (client, cursor) in pushed {
+        until_handed_over(client, cursor).await?;
     }
     drop(clients);
     b.close().await;
@@ -56,12 +57,11 @@ async fn open(path: &Path) -> Result<Device> {
     Ok(Device::open(Config { passphrase, network, ..Config::new(path) }).await?)
 }
 
-async fn until_handed_over(client: &SyncClient) -> Result<()> {
+async fn until_handed_over(client: &SyncClient, cursor: Cursor) -> Result<()> {
     let waiting = async {
         loop {
             let status = client.status().await?;
-            let has_all = status.relays.iter().any(|relay| relay.acknowledged == status.max_cursor);
-            if status.pending == 0 && has_all {
+            if status.relays.iter().any(|relay| relay.acknowledged >= cursor.0) {
                 return Ok(());
             }
             tokio::time::sleep(LOOK).await;

@@ -199,7 +199,7 @@ pub fn open_backup(passphrase: &str, bytes: &[u8]) -> Result<Backup, BackupError
     decode(&content).map_err(|_| BackupError::Damaged)
 }
 
-/// What is typed by hand may have other blanks and capitals.
+/// What is typed by hand may have other blanks.
 fn normalised(passphrase: &str) -> Zeroizing<String> {
     let mut one = Zeroizing::new(String::with_capacity(passphrase.len()));
     for word in passphrase.split_whitespace() {
